@@ -1,0 +1,102 @@
+"""A plan says which units stay. It is plain JSON, so that it can be read, edited and applied again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyprune.core.anatomy import Anatomy
+from pyprune.core.errors import InputError, MismatchError
+from pyprune.core.storage import read_json, write_json
+
+
+@dataclass
+class Plan:
+    """`kept[name]` holds the kept unit indices of a group: sorted, int64, without repeats.
+
+    `sizes[name]` is the group's size before pruning, `length` the sequence length at which FLOPs are counted, and `meta`
+    records where the plan came from (criterion, budget, seed, model).
+    """
+
+    kept: dict[str, torch.Tensor]
+    sizes: dict[str, int]
+    length: float
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kept.keys() != self.sizes.keys():
+            raise InputError(f"plan: groups with and without a size differ: {sorted(self.kept.keys() ^ self.sizes.keys())}")
+        for name, index in self.kept.items():
+            index = torch.as_tensor(index, dtype=torch.int64).flatten().cpu()
+            if index.numel() and (index.min() < 0 or index.max() >= self.sizes[name]):
+                raise InputError(f"plan: {name} keeps a unit outside 0..{self.sizes[name] - 1}")
+            ordered = torch.unique(index)
+            if ordered.numel() != index.numel():
+                raise InputError(f"plan: {name} keeps a unit twice")
+            self.kept[name] = ordered
+
+    @classmethod
+    def keep_all(cls, anatomy: Anatomy, length: float = 1.0) -> Plan:
+        sizes = {g.name: g.size for g in anatomy.groups}
+        return cls({name: torch.arange(size) for name, size in sizes.items()}, sizes, length)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Kept units a group."""
+        return {name: int(index.numel()) for name, index in self.kept.items()}
+
+    def mask(self, name: str) -> torch.Tensor:
+        """`[size]` bool, True = keep."""
+        mask = torch.zeros(self.sizes[name], dtype=torch.bool)
+        mask[self.kept[name]] = True
+        return mask
+
+    def check(self, anatomy: Anatomy) -> None:
+        """Raise MismatchError unless the plan was made for a model of this anatomy."""
+        sizes = {g.name: g.size for g in anatomy.groups}
+        if self.sizes != sizes:
+            odd = sorted(n for n in self.sizes.keys() | sizes.keys() if self.sizes.get(n) != sizes.get(n))
+            raise MismatchError(f"the plan was made for another model: {odd[0]} has {sizes.get(odd[0], 'no')} units here, {self.sizes.get(odd[0], 'none')} in the plan")
+
+    def cost(self, anatomy: Anatomy, resource: str) -> float:
+        """Kept FLOPs (per sequence of `self.length` tokens) or parameters of the prunable blocks."""
+        return anatomy.flops(self.length, self.counts) if resource == "flops" else float(anatomy.params(self.counts))
+
+    def explain(self, anatomy: Anatomy) -> str:
+        """A table: what stays in every block, and what that leaves of FLOPs and parameters."""
+        self.check(anatomy)
+        flops, params = anatomy.flops(self.length), anatomy.params()
+        lines = [f"{'group':<24}{'kept':>12}{'of':>8}{'share':>8}{'saves FLOPs':>14}{'saves params':>14}"]
+        for g in anatomy.groups:
+            kept = self.counts[g.name]
+            gone = g.size - kept
+            lines.append(
+                f"{g.name:<24}{kept:>12}{g.size:>8}{kept / max(g.size, 1):>8.1%}"
+                f"{gone * g.cost.flops(self.length) / flops:>14.2%}{gone * g.cost.params / params:>14.2%}"
+            )
+        lines.append(
+            f"blocks keep {self.cost(anatomy, 'flops') / flops:.2%} of their FLOPs at {self.length:.1f} tokens a sequence "
+            f"and {self.cost(anatomy, 'params') / params:.2%} of their weights"
+        )
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        groups = {name: {"size": self.sizes[name], "keep": index.tolist()} for name, index in self.kept.items()}
+        write_json(path, {"pyprune_plan": 1, "length": self.length, "meta": self.meta, "groups": groups})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan, edited by hand or not; InputError says what is wrong with it."""
+        data = read_json(path)
+        if data.get("pyprune_plan") != 1 or not isinstance(data.get("groups"), Mapping):
+            raise InputError(f"{path}: not a pyprune plan (no \"pyprune_plan\": 1 and \"groups\")")
+        try:
+            kept = {name: torch.tensor(g["keep"], dtype=torch.int64) for name, g in data["groups"].items()}
+            sizes = {name: int(g["size"]) for name, g in data["groups"].items()}
+            return cls(kept, sizes, float(data["length"]), dict(data.get("meta", {})))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path}: broken plan ({type(error).__name__}: {error})") from None

@@ -1,0 +1,47 @@
+"""What one pass of data through a model leaves behind: per-sample mask gradients of every unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyprune.core.storage import read_tensors, write_tensors
+
+
+@dataclass
+class Statistics:
+    """Per-sample gradients of the summed loss with respect to unit masks, at mask 1.
+
+    `gradients[name]` is `[S * P, size]` fp32: row `s * P + p` belongs to sample `s` (in the data's own order, however it
+    was batched) and to cotangent draw `p` of `P = draws`. Diagonal and block Fisher information derive from it.
+    `lengths` is `[S]` int64, the real tokens of each sample. `meta` says how it was collected (cotangent, seed, model, dtype).
+    """
+
+    gradients: dict[str, torch.Tensor]
+    lengths: torch.Tensor
+    draws: int = 1
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        return int(self.lengths.numel())
+
+    @property
+    def mean_length(self) -> float:
+        """Mean number of real tokens a sample: the length at which FLOPs are counted unless another is given."""
+        return float(self.lengths.double().mean())
+
+    def save(self, path: str | Path) -> None:
+        tensors = {f"gradients/{name}": g for name, g in self.gradients.items()}
+        write_tensors(path, {**tensors, "lengths": self.lengths}, {"draws": self.draws, **self.meta})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read what `save` wrote; InputError on a missing, truncated or foreign file."""
+        tensors, meta = read_tensors(path)
+        lengths = tensors.pop("lengths")
+        draws = int(meta.pop("draws"))
+        return cls({name.removeprefix("gradients/"): g for name, g in tensors.items()}, lengths, draws, meta)
