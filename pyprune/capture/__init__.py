@@ -1,0 +1,1 @@
+"""Running data through a model: taps, masks, cotangents, block-by-block replay."""
