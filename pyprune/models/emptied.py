@@ -1,0 +1,71 @@
+"""Attention that lost all its heads: no scores to compute, and still a place in the key/value cache."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def empty_attention_(attention: nn.Module, projection: str | None) -> None:
+    """Turn an attention module without heads into an `EmptyAttention`, in place.
+
+    `projection` names the output projection when it is part of `attention`, else the family applies it outside.
+    """
+    if not isinstance(attention, EmptyAttention):
+        attention.__class__ = _emptied(type(attention), projection)
+
+
+class EmptyAttention(nn.Module):
+    """Mixin over a family's attention class: the context is zero channels wide, and the output is the projection's bias.
+
+    Being a subclass keeps it recognisable for everything that looks attention up by its class (output recorders, adapters).
+    """
+
+    projection: str | None
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> tuple:
+        """`[B, T, D]` to the output `[B, T, D]` (or the context `[B, T, 0]`) and weights `[B, 0, T, S]` where eager mode has them."""
+        batch, length, _ = hidden_states.shape
+        seen = length
+        if past_key_values is not None:
+            seen = _remember_length(past_key_values, self.layer_idx, hidden_states)
+        eager = self.config._attn_implementation == "eager"
+        weights = hidden_states.new_empty(batch, 0, length, seen) if eager else None
+        output = hidden_states.new_empty(batch, length, 0)
+        if self.projection:
+            output = self.get_submodule(self.projection)(output)
+        return output, weights
+
+    def __reduce__(self) -> tuple:
+        # The class is generated, so pickle and deepcopy rebuild it from the family's own class.
+        return _rebuild, (type(self).__mro__[2], self.projection), self.__dict__
+
+
+def _remember_length(cache: Any, layer_idx: int, hidden_states: torch.Tensor) -> int:
+    """Let the cache count these tokens, and return how many keys it now holds.
+
+    A cache layer without elements reports length 0, and layer 0 speaks for the whole cache. So one zero channel stands for the
+    missing keys, unless the cache was allocated beforehand: then its own shape is used.
+    """
+    if hasattr(cache, "self_attention_cache"):
+        cache = cache.self_attention_cache
+    layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
+    held = getattr(layer, "keys", None)
+    heads, width = (1, 1) if held is None or held.dim() != 4 else (held.shape[1], held.shape[3])
+    zeros = hidden_states.new_zeros(hidden_states.shape[0], heads, hidden_states.shape[1], width)
+    keys, _ = cache.update(zeros, zeros, layer_idx)
+    return keys.shape[2]
+
+
+@lru_cache(maxsize=None)
+def _emptied(attention_class: type[nn.Module], projection: str | None) -> type[nn.Module]:
+    name = f"Empty{attention_class.__name__}"
+    return type(name, (EmptyAttention, attention_class), {"projection": projection, "__module__": __name__})
+
+
+def _rebuild(attention_class: type[nn.Module], projection: str | None) -> nn.Module:
+    emptied = _emptied(attention_class, projection)
+    return emptied.__new__(emptied)

@@ -1,0 +1,1 @@
+"""Physical slicing: a plan becomes smaller dense layers, exactly."""

@@ -1,0 +1,60 @@
+"""Do two models agree? Inputs made from a config, and the distance between two outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+
+from pyprune.core.errors import MismatchError
+
+
+def example_inputs(
+    config: Any, batch: int = 2, length: int = 12, seed: int = 0, padding: Literal["right", "left"] = "right"
+) -> dict[str, torch.Tensor]:
+    """Random `input_ids` and `attention_mask`, both `[batch, length]` int64, with a different share of padding in every row.
+
+    Row 0 is full. Padded positions hold the config's padding token. `length` is cut to what the model's positions allow.
+    """
+    vocabulary, pad = config.vocab_size, getattr(config, "pad_token_id", None) or 0
+    # Position tables may reserve the places up to the padding token, so stay that far below their size.
+    length = min(length, getattr(config, "max_position_embeddings", length) - pad - 1)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, vocabulary - 1, (batch, length), generator=generator)
+    ids = ids + (ids >= pad)
+    padded = torch.arange(batch)[:, None] * length // (2 * batch)
+    position = torch.arange(length)
+    mask = position < length - padded if padding == "right" else position >= padded
+    return {"input_ids": torch.where(mask, ids, pad), "attention_mask": mask.long()}
+
+
+def max_difference(first: Any, second: Any) -> float:
+    """Largest absolute difference over all tensors of two model outputs; inf where one is NaN and the other is not.
+
+    Key/value caches are not compared. MismatchError when the outputs do not hold the same tensors in the same shapes.
+    """
+    a, b = dict(_tensors(first, "output")), dict(_tensors(second, "output"))
+    if not a or a.keys() != b.keys():
+        raise MismatchError(f"the outputs hold different tensors: {sorted(a)} and {sorted(b)}")
+    worst = 0.0
+    for name, x in a.items():
+        y = b[name]
+        if x.shape != y.shape:
+            raise MismatchError(f"{name} is {tuple(x.shape)} in one output and {tuple(y.shape)} in the other")
+        if x.numel() == 0 or torch.equal(x, y):
+            continue
+        difference = torch.where(x.isnan() & y.isnan(), 0.0, (x.double() - y.double()).abs())
+        worst = max(worst, float(difference.nan_to_num(nan=torch.inf, posinf=torch.inf).max()))
+    return worst
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}.{key}")
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from _tensors(item, f"{name}.{index}")
