@@ -1,0 +1,40 @@
+// Loads of the storage types as fp32, and the attribute that compiles a loop for every x86 level at once.
+#pragma once
+#include <bit>
+#include <cstdint>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define PYPRUNE_X86 1
+// One library for every machine: the dynamic linker picks the clone. Other compilers and CPUs take the plain loop.
+#define PYPRUNE_CLONES __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#else
+#define PYPRUNE_CLONES
+#endif
+
+// Inlined into each clone, whose instruction set it then takes; a call would fall back to the baseline.
+#define PYPRUNE_INTO_CLONE __attribute__((always_inline)) inline
+
+namespace pyprune {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+PYPRUNE_INTO_CLONE float load(float v) { return v; }
+
+PYPRUNE_INTO_CLONE float load(bf16 v) { return std::bit_cast<float>(uint32_t{v.bits} << 16); }
+
+// Integer shift plus an exact scaling by 2^112 handles normal and subnormal numbers; GCC 12 does not vectorise
+// _Float16.
+PYPRUNE_INTO_CLONE float load(f16 v) {
+  const uint32_t sign = (v.bits & 0x8000u) << 16;
+  const uint32_t magnitude = (v.bits & 0x7fffu) << 13;
+  const uint32_t scaled = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f);
+  const uint32_t inf_or_nan = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
+  return std::bit_cast<float>(scaled | inf_or_nan | sign);
+}
+
+}  // namespace pyprune
