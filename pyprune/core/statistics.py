@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from pyprune.core.storage import read_tensors, write_tensors
 
 
 @dataclass
@@ -34,14 +32,12 @@ class Statistics:
         """Mean number of real tokens a sample: the length at which FLOPs are counted unless another is given."""
         return float(self.lengths.double().mean())
 
-    def save(self, path: str | Path) -> None:
-        tensors = {f"gradients/{name}": g for name, g in self.gradients.items()}
-        write_tensors(path, {**tensors, "lengths": self.lengths}, {"draws": self.draws, **self.meta})
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything but `draws` and `meta`, by name, as `Scores.save` writes it."""
+        return {"lengths": self.lengths, **{f"gradients/{name}": g for name, g in self.gradients.items()}}
 
     @classmethod
-    def load(cls, path: str | Path) -> Statistics:
-        """Read what `save` wrote; InputError on a missing, truncated or foreign file."""
-        tensors, meta = read_tensors(path)
-        lengths = tensors.pop("lengths")
-        draws = int(meta.pop("draws"))
-        return cls({name.removeprefix("gradients/"): g for name, g in tensors.items()}, lengths, draws, meta)
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], draws: int, meta: dict[str, Any]) -> Statistics:
+        """The inverse of `tensors`; entries of other names are ignored."""
+        gradients = {name.removeprefix("gradients/"): g for name, g in tensors.items() if name.startswith("gradients/")}
+        return cls(gradients, tensors["lengths"], draws, meta)

@@ -1,0 +1,126 @@
+"""One pass of data through a frozen model: per-sample mask gradients of every unit, without masks in the graph.
+
+With O the input of a block's output projection, d loss / d mask[u] = sum over tokens and the unit's channels of O * dO
+(Kwon et al. 2022, at mask 1). A *tap* at that input is an identity whose backward hands O and dO to
+`pyprune.ops.prod_reduce`. Nothing else is added: no mask tensor, attention keeps its fused kernel, weights have no
+gradient, and the backward pass ends at the first tap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyprune.capture.cotangent import Cotangent
+from pyprune.core.anatomy import Anatomy, Block
+from pyprune.core.batches import Batch
+from pyprune.core.errors import InputError, NumericsError
+from pyprune.core.statistics import Statistics
+from pyprune.ops import prod_reduce
+
+# fp16 gradients of a pooled embedding sit near its subnormals (6e-8): a power of two keeps them clear and divides out exactly.
+_FP16_SCALE = 1024.0
+
+
+class _Tap(torch.autograd.Function):
+    """Identity; the backward pass reports `prod_reduce(x, dx)`. `anchor` makes a graph start here when nothing before needs one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, name: str, width: int, sink: dict[str, torch.Tensor]) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.name, ctx.width, ctx.sink = name, width, sink
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dx: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        ctx.sink[ctx.name] = prod_reduce(x, dx, group=ctx.width)
+        return (dx if ctx.needs_input_grad[0] else None), None, None, None, None
+
+
+@contextmanager
+def _taps(model: nn.Module, blocks: Sequence[Block], sink: dict[str, torch.Tensor]) -> Iterator[None]:
+    def hook(block: Block, anchor: torch.Tensor) -> Any:
+        def tap(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            x, *rest = args
+            return (_Tap.apply(x, anchor, block.units.name, block.units.width, sink), *rest)
+
+        return tap
+
+    handles = []
+    try:
+        for block in blocks:
+            projection = model.get_submodule(block.projection)
+            anchor = torch.zeros((), device=next(projection.parameters()).device, requires_grad=True)
+            handles.append(projection.register_forward_pre_hook(hook(block, anchor)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode, no weight gradients, no KV cache; everything as before afterwards."""
+    training = [(module, module.training) for module in model.modules()]
+    trainable = [(p, p.requires_grad) for p in model.parameters()]
+    config: Any = getattr(model, "config", None)
+    use_cache = getattr(config, "use_cache", None)
+    try:
+        model.eval()
+        for p, _ in trainable:
+            p.requires_grad_(False)
+        if use_cache:
+            config.use_cache = False
+        yield model
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for p, required in trainable:
+            p.requires_grad_(required)
+        if use_cache:
+            config.use_cache = use_cache
+
+
+def collect(
+    model: nn.Module,
+    anatomy: Anatomy,
+    batches: Iterable[Batch],
+    cotangent: Cotangent,
+    lengths: torch.Tensor,
+    draws: int = 1,
+    meta: dict[str, Any] | None = None,
+) -> Statistics:
+    """Per-sample mask gradients of every unit of `model` over `batches`, `draws` cotangents a sample.
+
+    `lengths` `[S]` are the samples' real tokens in the data's own order; a batch's `index` points into it. Draws share
+    the forward pass. Raises NumericsError naming the group when a gradient is NaN or Inf.
+    """
+    if draws < 1:
+        raise InputError(f"draws={draws} must be at least 1")
+    blocks = [block for block in anatomy.blocks if block.units.size]
+    gradients = {g.name: torch.zeros(len(lengths) * draws, g.size) for g in anatomy.groups}
+    sink: dict[str, torch.Tensor] = {}
+    device = next(model.parameters()).device
+    scale = _FP16_SCALE if next(model.parameters()).dtype == torch.float16 else 1.0
+    with frozen(model), _taps(model, blocks, sink), torch.enable_grad():
+        for batch in batches:
+            on_device = batch.to(device)
+            outputs = model(**on_device.inputs)
+            for draw in range(draws):
+                value = cotangent(outputs, on_device, draw)
+                if not value.requires_grad:
+                    raise InputError("the loss does not depend on the model's outputs")
+                (value * scale).backward(retain_graph=draw + 1 < draws)
+                rows = batch.index * draws + draw
+                for name, g in sink.items():
+                    gradients[name][rows] = g.float().cpu() / scale
+                sink.clear()
+    for name, g in gradients.items():
+        if not torch.isfinite(g).all():
+            raise NumericsError(f"mask gradients of {name} hold NaN or Inf; check the weights and the data, or score in a wider dtype")
+    return Statistics(gradients, lengths, draws, dict(meta or {}))

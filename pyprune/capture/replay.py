@@ -1,0 +1,94 @@
+"""Running a model one block at a time over stored residual streams, so that a block can be refitted before the next runs."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyprune.capture.collect import frozen
+from pyprune.core.anatomy import Anatomy, Block
+from pyprune.core.batches import Batch
+from pyprune.core.errors import MismatchError
+
+
+class _Reached(Exception):
+    """The projection's input was captured: the rest of the layer need not run."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+
+@dataclass
+class Call:
+    """The arguments, besides the hidden state, with which the model called one layer (masks, position embeddings)."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@torch.no_grad()
+def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tensor, dict[str, Call]]:
+    """The hidden state `[B, T, d]` that enters the first block, and every layer's call.
+
+    The model's own forward runs with its layers replaced by identities that record how they were called: embeddings,
+    masks and positions come out exactly as the family makes them, at next to no cost.
+    """
+    calls: dict[str, Call] = {}
+    entered: list[torch.Tensor] = []
+
+    def record(path: str) -> Any:
+        def identity(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            entered.append(hidden_states)
+            calls[path] = Call(args, kwargs)
+            return hidden_states
+
+        return identity
+
+    with ExitStack() as stack:
+        stack.enter_context(frozen(model))
+        for path in anatomy.layers:
+            layer = model.get_submodule(path)
+            layer.forward = record(path)
+            stack.callback(layer.__dict__.pop, "forward")
+        model(**batch.inputs)
+    if set(calls) != set(anatomy.layers):
+        raise MismatchError(f"the model did not call {sorted(set(anatomy.layers) - set(calls))}")
+    return entered[0], calls
+
+
+@torch.no_grad()
+def context(model: nn.Module, block: Block, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+    """The input `[B, T, size * width]` of the block's output projection when `hidden` enters the block."""
+    projection = model.get_submodule(block.projection)
+
+    def stop(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        raise _Reached(args[0])
+
+    handle = projection.register_forward_pre_hook(stop)
+    try:
+        if block.entry:
+            for path in block.entry:
+                hidden = model.get_submodule(path)(hidden)
+            # The last entry module may end where the projection's input is ready, without calling the projection.
+            return hidden
+        model.get_submodule(block.layer_path)(hidden, *call.args, **call.kwargs)
+    except _Reached as reached:
+        return reached.x
+    finally:
+        handle.remove()
+    raise MismatchError(f"{block.layer_path} ran without calling {block.projection}")
+
+
+@torch.no_grad()
+def advance(model: nn.Module, block: Block, hidden: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual stream behind the block, and the hidden state that enters the next one; both `[B, T, d]`."""
+    stream = hidden + model.get_submodule(block.projection)(x)
+    after = stream
+    for path in block.exit:
+        after = model.get_submodule(path)(after)
+    return stream, after

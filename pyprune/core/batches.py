@@ -1,0 +1,113 @@
+"""Tokenised samples and how they travel through a model: in batches of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pyprune.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`inputs` are the model's keyword arguments, `[B, T]` each; `index` `[B]` names the samples they came from.
+
+    `lengths` `[B]` are real tokens. `inputs["attention_mask"]` is absent when nothing is padded, which lets attention
+    run without a mask. `labels` is `[B]`, or `[B, T]` padded with -100, or None.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    index: torch.Tensor
+    lengths: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    @property
+    def token_mask(self) -> torch.Tensor:
+        """`[B, T]` bool, True at real tokens (padding stands on the right)."""
+        positions = torch.arange(next(iter(self.inputs.values())).shape[1], device=self.lengths.device)
+        return positions < self.lengths[:, None]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            {k: v.to(device) for k, v in self.inputs.items()},
+            self.index,
+            self.lengths.to(device),
+            None if self.labels is None else self.labels.to(device),
+        )
+
+
+@dataclass
+class Samples:
+    """Tokenised samples without padding: `inputs[s][key]` is `[T_s]` int64, `labels[s]` a scalar or `[T_s]` tensor.
+
+    `truncated` counts the samples that were cut to the length asked for.
+    """
+
+    inputs: list[dict[str, torch.Tensor]]
+    labels: list[torch.Tensor] | None = None
+    pad: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise InputError("data: no samples")
+        if any(length == 0 for length in self.lengths.tolist()):
+            raise InputError("data: a sample has no tokens")
+        if self.labels is not None and len(self.labels) != len(self.inputs):
+            raise InputError(f"data: {len(self.inputs)} samples but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """`[S]` int64, tokens of each sample."""
+        return torch.tensor([len(next(iter(x.values()))) for x in self.inputs], dtype=torch.int64)
+
+    def batches(self, max_tokens: int = 4096, max_padding: float = 0.0) -> list[Batch]:
+        """Batches of like length, longest first (so that memory peaks at once, not at the end).
+
+        A batch is closed when it would exceed `max_tokens` with its padding, or when more than the share `max_padding`
+        of it would be padding; with 0 every batch holds samples of one length and needs no attention mask.
+        """
+        lengths = self.lengths.tolist()
+        order = sorted(range(len(lengths)), key=lambda s: -lengths[s])
+        batches: list[Batch] = []
+        for group in _close(order, lengths, max_tokens, max_padding):
+            batches.append(self._collate(group))
+        return batches
+
+    def _collate(self, group: Sequence[int]) -> Batch:
+        lengths = self.lengths[torch.tensor(group)]
+        width = int(lengths.max())
+        inputs = {
+            key: torch.stack([_padded(self.inputs[s][key], width, self.pad.get(key, 0)) for s in group])
+            for key in self.inputs[group[0]]
+        }
+        if int(lengths.min()) < width:
+            inputs["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+        labels = None
+        if self.labels is not None:
+            rows = [self.labels[s] for s in group]
+            labels = torch.stack(rows if rows[0].dim() == 0 else [_padded(row, width, -100) for row in rows])
+        return Batch(inputs, torch.tensor(group), lengths, labels)
+
+
+def _padded(row: torch.Tensor, width: int, value: int) -> torch.Tensor:
+    return torch.nn.functional.pad(row, (0, width - row.numel()), value=value)
+
+
+def _close(order: Sequence[int], lengths: Sequence[int], max_tokens: int, max_padding: float) -> Iterator[list[int]]:
+    group: list[int] = []
+    tokens = 0
+    for s in order:
+        if group:
+            area = lengths[group[0]] * (len(group) + 1)
+            if area > max_tokens or area - tokens - lengths[s] > max_padding * area:
+                yield group
+                group, tokens = [], 0
+        group.append(s)
+        tokens += lengths[s]
+    yield group

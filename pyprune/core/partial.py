@@ -1,0 +1,73 @@
+"""Stage results of an unfinished run, beside its output: `<out>.partial/`. `--resume` goes on from them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyprune.core.errors import InputError, MismatchError
+from pyprune.core.plan import Plan
+from pyprune.core.scores import Scores
+from pyprune.core.storage import read_json, write_json
+
+_SETTINGS, _SCORES, _PLAN = "settings.json", "scores.safetensors", "plan.json"
+
+
+class Partial:
+    """The stage results that belong to the output `out`, valid for one set of `settings` (model, data, recipe, seed).
+
+    Without `resume` an older folder is cleared. With it, results made under other settings are a MismatchError: mixing
+    them in silently would make a checkpoint that nobody asked for.
+    """
+
+    def __init__(self, out: str | Path, settings: dict[str, Any], resume: bool) -> None:
+        self.folder = Path(f"{out}.partial")
+        if self.folder.exists() and not resume:
+            shutil.rmtree(self.folder)
+        if self.folder.exists():
+            known = read_json(self.folder / _SETTINGS)
+            if known != settings:
+                odd = sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k))
+                raise MismatchError(f"{self.folder} was made with another {odd[0]} ({known.get(odd[0])}); run without --resume")
+        else:
+            self.folder.mkdir(parents=True)
+            write_json(self.folder / _SETTINGS, settings)
+
+    def load_scores(self) -> Scores | None:
+        path = self.folder / _SCORES
+        return Scores.load(path) if path.exists() else None
+
+    def save_scores(self, scores: Scores) -> None:
+        scores.save(self.folder / _SCORES)
+
+    def save_plan(self, plan: Plan) -> None:
+        plan.save(self.folder / _PLAN)
+
+    def remove(self) -> None:
+        """The run is finished: the checkpoint holds what is worth keeping."""
+        shutil.rmtree(self.folder)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of a model's weights: names, shapes, and of every tensor its sum and first values (not every byte)."""
+    digest = hashlib.sha256()
+    for name, p in model.named_parameters():
+        flat = p.detach().flatten()
+        head = flat[:64].double().cpu().tolist()
+        digest.update(repr((name, tuple(p.shape), str(p.dtype), float(flat.double().sum()), head)).encode())
+    return digest.hexdigest()[:16]
+
+
+def data_fingerprint(inputs: list[dict[str, torch.Tensor]]) -> str:
+    """A short hash of tokenised samples."""
+    digest = hashlib.sha256()
+    for row in inputs:
+        for key in sorted(row):
+            digest.update(key.encode())
+            digest.update(row[key].to(torch.int64).numpy().tobytes())
+    return digest.hexdigest()[:16]

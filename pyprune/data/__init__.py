@@ -1,0 +1,1 @@
+"""Calibration and held-out data: reading, tokenising, batching by length."""

@@ -1,0 +1,76 @@
+"""Passages of text: from files, and the prose that every CPython ships."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from pyprune.core.errors import InputError
+
+# Shorter passages of the language reference are headings and single terms, not prose.
+_MIN_CHARACTERS = 60
+
+
+def python_reference() -> list[str]:
+    """About 1,400 distinct passages of English prose: the language reference inside CPython's `pydoc_data.topics`."""
+    from pydoc_data.topics import topics
+
+    passages = [" ".join(p.split()) for text in topics.values() for p in text.split("\n\n")]
+    return _distinct([p for p in passages if len(p) > _MIN_CHARACTERS])
+
+
+def read_passages(path: str | Path) -> list[str]:
+    """Distinct passages of a text file (split at blank lines) or of a `.jsonl` file (the `text` of every line).
+
+    Raises InputError when the file is missing, empty or not UTF-8 text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"data: {path} is not a file; give a .txt file (passages split by blank lines) or a .jsonl file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"data: {path} is not UTF-8 text (byte {error.start})") from None
+    if "\x00" in text:
+        raise InputError(f"data: {path} is a binary file, not text")
+    if path.suffix == ".jsonl":
+        passages = [_row_text(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    else:
+        passages = [" ".join(p.split()) for p in text.split("\n\n")]
+    passages = _distinct([p for p in passages if p])
+    if not passages:
+        raise InputError(f"data: {path} holds no text")
+    return passages
+
+
+def _row_text(path: Path, number: int, line: str) -> str:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"data: {path} line {number} is not JSON ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise InputError(f'data: {path} line {number} has no "text"')
+    return row["text"]
+
+
+def _distinct(passages: list[str]) -> list[str]:
+    # The language reference repeats every fifth passage: without this, held-out passages would be calibration passages.
+    return list(dict.fromkeys(passages))
+
+
+def split(passages: list[str], samples: int, seed: int) -> tuple[list[str], list[str]]:
+    """Shuffle with `seed` and split into calibration and held-out passages, `samples` of each.
+
+    With fewer than `2 * samples` passages a quarter is held out, at least one. Raises InputError below two passages.
+    """
+    if len(passages) < 2:
+        raise InputError("data: at least two passages are needed, one to calibrate on and one to hold out")
+    if samples < 1:
+        raise InputError(f"samples={samples} must be at least 1")
+    shuffled = list(passages)
+    random.Random(seed).shuffle(shuffled)
+    held_out = samples if len(shuffled) >= 2 * samples else max(1, len(shuffled) // 4)
+    calibration = min(samples, len(shuffled) - held_out)
+    return shuffled[:calibration], shuffled[calibration : calibration + held_out]

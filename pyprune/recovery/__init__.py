@@ -1,0 +1,1 @@
+"""Getting accuracy back after units were removed: mask tuning, least-squares refit, distillation."""

@@ -1,0 +1,6 @@
+"""Which units stay under a budget. One file per solver."""
+
+from pyprune.search.rearrange import rearrange
+from pyprune.search.separable import search
+
+__all__ = ["rearrange", "search"]
