@@ -21,6 +21,8 @@ std::string build_config() {
 
 STABLE_TORCH_LIBRARY(pyprune_cpp, m) {
   m.def("build_config() -> str");
+  m.def("blocksum_(Tensor left, Tensor right, int group, Tensor(a!) out) -> ()");
+  m.def("rearrange(Tensor gram, Tensor order, Tensor dots, int keep) -> Tensor");
   m.def("prod_reduce(Tensor x, Tensor y, Tensor? cu_seqlens, int group, int mod_group) -> Tensor");
 }
 

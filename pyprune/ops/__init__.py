@@ -1,11 +1,12 @@
-"""Operators with hand-written kernels: `pyprune::<op>` in PyTorch's dispatcher, one file per op, one dispatcher below
-them.
+"""Operators with hand-written kernels: `pyprune::<op>` in PyTorch's dispatcher, one file per op, one dispatcher below.
 
 Every op works everywhere: it has a torch reference, a fake, and candidates in C++, Triton or CUDA that are used where
 they are built and support the call. `table()` says what can run here; `backend("triton")` or `PYPRUNE_BACKEND` chooses.
 """
 
 from pyprune.ops._dispatch import BACKENDS, OPS, Candidate, Op, Row, backend, table
+from pyprune.ops.hadamard_gram import hadamard_gram
 from pyprune.ops.prod_reduce import prod_reduce
+from pyprune.ops.rearrange import rearrange
 
-__all__ = ["BACKENDS", "OPS", "Candidate", "Op", "Row", "backend", "prod_reduce", "table"]
+__all__ = ["BACKENDS", "OPS", "Candidate", "Op", "Row", "backend", "hadamard_gram", "prod_reduce", "rearrange", "table"]
