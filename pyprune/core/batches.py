@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import nn
 
 from pyprune.core.errors import InputError
 
@@ -111,3 +113,14 @@ def _close(order: Sequence[int], lengths: Sequence[int], max_tokens: int, max_pa
         group.append(s)
         tokens += lengths[s]
     yield group
+
+
+def batching(model: nn.Module) -> dict[str, Any]:
+    """How samples are batched on the model's device.
+
+    Without padding on CPUs, where small batches cost nothing; a GPU would be starved by batches of one length, and takes
+    up to a tenth of padding for large ones.
+    """
+    if next(model.parameters()).device.type == "cpu":
+        return {"max_tokens": 4096, "max_padding": 0.0}
+    return {"max_tokens": 16384, "max_padding": 0.1}

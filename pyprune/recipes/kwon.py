@@ -18,7 +18,7 @@ from torch import nn
 from pyprune.capture.collect import collect
 from pyprune.capture.cotangent import Cotangent, EmbeddingProbe, NegativeLogLikelihood
 from pyprune.core.anatomy import Adapter, Anatomy
-from pyprune.core.batches import Samples
+from pyprune.core.batches import Samples, batching
 from pyprune.core.budget import Budget, Limit
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
@@ -44,20 +44,21 @@ class Kwon:
       projections of the pooled embedding), or `auto`: `sampled` where the model has logits, else `embedding`.
     - `draws`: cotangents a sample; None is 1 with labels and 2 without.
     - `tokens`: how a sample's token losses are reduced, `sum` or `mean`.
-    - `rearrange`: exchange units within blocks by block Fisher information.
+    - `rearrange`: exchange units within blocks by block Fisher information; None does so unless a refit follows. A
+      refit undoes the cancellation that the exchange arranges, and does better with the strongest units.
     - `tuning`: `refit` (least squares), `mask` (published mask tuning) or `none`.
     - `damping`: of the refit, relative to the mean diagonal of its statistics.
-    - `dtype`: floating-point type of the scoring pass; None is the model's own.
+    - `score_dtype`: floating-point type of the scoring pass; None is the model's own.
     """
 
     criterion: str = "fisher"
     cotangent: Literal["auto", "labels", "sampled", "embedding"] = "auto"
     draws: int | None = None
     tokens: Literal["sum", "mean"] = "sum"
-    rearrange: bool = True
+    rearrange: bool | None = None
     tuning: Literal["refit", "mask", "none"] = "refit"
     damping: float = 1e-2
-    dtype: torch.dtype | None = None
+    score_dtype: torch.dtype | None = None
 
     name = "kwon"
 
@@ -76,7 +77,7 @@ class Kwon:
             name = self._cotangent_name(model)
             draws = self.draws or (1 if name == "labels" else 2)
             meta |= {"cotangent": name, "draws": draws, "samples": len(samples), "mean_length": float(samples.lengths.double().mean())}
-            scored = model if self.dtype in (None, model.dtype) else copy.deepcopy(model).to(self.dtype)
+            scored = model if self.score_dtype in (None, model.dtype) else copy.deepcopy(model).to(self.score_dtype)
             batches = samples.batches(**batching(model))
             statistics = collect(
                 scored, anatomy, stages.progress(batches, "score"), self._cotangent(name, model, seed), samples.lengths, draws
@@ -89,7 +90,8 @@ class Kwon:
     ) -> Plan:
         """Exact search, then rearrangement where per-sample statistics exist."""
         plan = search(scores, anatomy, budget, length, floor)
-        if self.rearrange and scores.statistics is not None:
+        wanted = self.tuning != "refit" if self.rearrange is None else self.rearrange
+        if wanted and scores.statistics is not None:
             plan = rearrange(plan, scores.statistics)
         return plan
 
@@ -143,14 +145,3 @@ def has_logits(model: nn.Module) -> bool:
 def is_causal(model: nn.Module) -> bool:
     """Whether logits at a position predict the next token."""
     return type(model).__name__.endswith("ForCausalLM")
-
-
-def batching(model: nn.Module) -> dict[str, float]:
-    """How samples are batched on the model's device.
-
-    Without padding on CPUs, where small batches cost nothing; a GPU would be starved by batches of one length, and takes
-    up to a tenth of padding for large ones.
-    """
-    if next(model.parameters()).device.type == "cpu":
-        return {"max_tokens": 4096, "max_padding": 0.0}
-    return {"max_tokens": 16384, "max_padding": 0.1}

@@ -48,11 +48,9 @@ def search(
     names). Raises BudgetError with the smallest feasible amount when the floors alone exceed the budget.
     """
     budget = Budget.parse(budget)
-    if not (math.isfinite(length) and length > 0):
-        raise InputError(f"length={length} must be positive")
+    check_feasible(budget, anatomy, length, floor)
     limits = budget.absolute(anatomy, length)
     forced = {g.name: _forced(g, scores, floor) for g in anatomy.groups}
-    _check_floors(anatomy, budget, limits, forced, length)
     # A share of 1 must keep everything: sums of the same floats in another order differ in the last bits.
     room = {r: limit * (1 + 1e-12) - sum(unit_cost(g, r, length) * len(forced[g.name]) for g in anatomy.groups) for r, limit in limits.items()}
     classes = _cost_classes(anatomy, scores, forced, limits, length)
@@ -62,38 +60,47 @@ def search(
     for cls, count in zip(classes, taken, strict=True):
         for name, unit in cls.unit_of[:count]:
             kept[name].append(unit)
-    plan = Plan(
+    return Plan(
         {name: torch.tensor(units, dtype=torch.int64) for name, units in kept.items()},
         {g.name: g.size for g in anatomy.groups},
         length,
         {"budget": budget.to_dict(), **scores.meta},
     )
-    return plan
 
 
 def _forced(group: UnitGroup, scores: Scores, floor: int | Mapping[str, int]) -> list[int]:
-    least = floor if isinstance(floor, int) else floor.get(group.name, 0)
-    if least < 0:
-        raise InputError(f"floor={least} must not be negative")
+    least = _least(floor, group.name)
     values = scores.values.get(group.name)
     if values is None or values.numel() != group.size:
         raise InputError(f"scores: none for {group.name}, or not {group.size} of them; they belong to another model")
     return torch.argsort(values, descending=True, stable=True)[: min(least, group.size)].tolist()
 
 
-def _check_floors(
-    anatomy: Anatomy, budget: Budget, limits: Mapping[str, float], forced: Mapping[str, list[int]], length: float
-) -> None:
+def check_feasible(budget: Budget, anatomy: Anatomy, length: float, floor: int | Mapping[str, int] = 0) -> None:
+    """Raise BudgetError, with the smallest feasible amount, when the floors alone exceed the budget.
+
+    Without floors one unit must fit: a plan that keeps nothing is refused.
+    """
+    if not (math.isfinite(length) and length > 0):
+        raise InputError(f"length={length} must be positive")
+    limits = budget.absolute(anatomy, length)
     for limit in budget.limits:
-        least = sum(unit_cost(g, limit.resource, length) * len(forced[g.name]) for g in anatomy.groups)
-        # An empty plan under a budget below one unit would be a model without any block: refuse that as well.
-        least = least or min(unit_cost(g, limit.resource, length) for g in anatomy.groups)
+        costs = {g.name: unit_cost(g, limit.resource, length) for g in anatomy.groups if g.size}
+        least = sum(cost * min(_least(floor, name), anatomy.block(name).units.size) for name, cost in costs.items())
+        least = least or min(costs.values())
         if least > limits[limit.resource] * (1 + 1e-12):
             dense = anatomy.flops(length) if limit.resource == "flops" else anatomy.params()
             raise BudgetError(
-                f"budget of {limit} cannot be met: the smallest feasible one is {least / dense:.4%} "
+                f"budget of {limit} cannot be met: the smallest feasible one is {math.ceil(least / dense * 1e6) / 1e4:.4f}% "
                 f"({least:.6g} {limit.resource}); lower the floors or raise the budget"
             )
+
+
+def _least(floor: int | Mapping[str, int], name: str) -> int:
+    least = floor if isinstance(floor, int) else floor.get(name, 0)
+    if least < 0:
+        raise InputError(f"floor={least} must not be negative")
+    return least
 
 
 def _cost_classes(

@@ -1,0 +1,305 @@
+"""The public functions: `prune` for the whole job, and its stages alone.
+
+>>> import pyprune
+>>> result = pyprune.prune("sentence-transformers/all-MiniLM-L6-v2", {"flops": 0.6}, out="small")
+>>> from transformers import AutoModel
+>>> model = AutoModel.from_pretrained("small")
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyprune.core.anatomy import Anatomy
+from pyprune.core.batches import Samples
+from pyprune.core.budget import Budget
+from pyprune.core.errors import InputError
+from pyprune.core.plan import Plan
+from pyprune.core.scores import Scores
+from pyprune.core.stages import Stages
+from pyprune.data.passages import python_reference, read_passages, split
+from pyprune.data.tokenize import to_samples
+from pyprune.models.loading import load, resolve
+from pyprune.models.registry import adapter_for
+from pyprune.models.saving import check_output, complete_directory, write_checkpoint
+from pyprune.core.partial import Partial, data_fingerprint, fingerprint
+from pyprune.recipes import RECIPES, Recipe
+from pyprune.recovery.blockwise import Outcome
+from pyprune.search.separable import check_feasible
+from pyprune.slicing.slice import slice_
+from pyprune.verification import write_reference
+
+PLAN_FILE = "pyprune_plan.json"
+
+# Longer inputs are cut: language models take positions far beyond what calibration profits from.
+_MOST_TOKENS = 2048
+
+
+@dataclass
+class Result:
+    """What `prune` made: the `pruned` model beside the `dense` one, and how it got there."""
+
+    pruned: nn.Module | None
+    dense: nn.Module
+    tokenizer: Any
+    plan: Plan
+    scores: Scores | None
+    outcomes: list[Outcome]
+    stages: Stages
+    calibration: Samples
+    held_out: Samples | None
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Anatomy of the dense model, which the plan refers to."""
+        return adapter_for(self.dense).anatomy(self.dense)
+
+
+def _load(model: str | Path | nn.Module, tokenizer: Any, dtype: Any, device: str) -> tuple[nn.Module, Any]:
+    if isinstance(model, nn.Module):
+        return model, tokenizer
+    loaded, own = load(model, dtype, pick_device(device))
+    return loaded, tokenizer or own
+
+
+def pick_device(device: str) -> str:
+    """`auto` is the GPU where there is one, else the CPU; anything else is taken as it is."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _recipe(recipe: str | Recipe, **settings: Any) -> Recipe:
+    return RECIPES[recipe](**settings) if isinstance(recipe, str) else recipe
+
+
+def most_tokens(model: nn.Module, tokenizer: Any) -> int:
+    """The longest sample, in tokens, that the model's positions and its tokenizer take (at most 2,048)."""
+    positions = getattr(model.config, "max_position_embeddings", _MOST_TOKENS)
+    # RoBERTa counts positions from its padding index on.
+    offset = (getattr(model.config, "pad_token_id", None) or 0) + 1 if model.config.model_type == "roberta" else 0
+    return max(1, min(positions - offset, getattr(tokenizer, "model_max_length", None) or _MOST_TOKENS, _MOST_TOKENS))
+
+
+def calibration_data(
+    model: nn.Module, tokenizer: Any, data: Any = None, samples: int = 512, seed: int = 0
+) -> tuple[Samples, Samples | None]:
+    """Tokenised calibration samples and, for text, held-out samples that the calibration does not see.
+
+    `data` None means the English prose that CPython ships; a path is a text or `.jsonl` file; both are split with `seed`.
+    Anything else that `pyprune.data` takes is calibration data as a whole, and nothing is held out.
+    """
+    length = most_tokens(model, tokenizer)
+    if data is None or isinstance(data, (str, Path)):
+        passages = python_reference() if data is None else read_passages(data)
+        calibration, held_out = split(passages, samples, seed)
+        return to_samples(calibration, tokenizer, length), to_samples(held_out, tokenizer, length)
+    return to_samples(data, tokenizer, length), None
+
+
+def score(
+    model: str | Path | nn.Module,
+    data: Any = None,
+    *,
+    recipe: str | Recipe = "kwon",
+    tokenizer: Any = None,
+    samples: int = 512,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: Any = None,
+    quiet: bool = True,
+    **settings: Any,
+) -> Scores:
+    """What every prunable unit of `model` is worth; no labels are needed.
+
+    `settings` go to the recipe (`criterion="magnitude"`, `cotangent="labels"`, `draws=4`, `tokens="mean"`, ...).
+    Raises InputError for models and data that cannot be used, NumericsError for NaN or Inf.
+    """
+    model, tokenizer = _load(model, tokenizer, dtype, device)
+    calibration, _ = calibration_data(model, tokenizer, data, samples, seed)
+    anatomy = adapter_for(model).anatomy(model)
+    return _recipe(recipe, **settings).score(model, anatomy, calibration, seed, Stages(quiet))
+
+
+def plan(
+    model: nn.Module,
+    scores: Scores,
+    budget: Budget | Mapping[str, float | str],
+    *,
+    recipe: str | Recipe = "kwon",
+    length: float | None = None,
+    floor: int | Mapping[str, int] = 0,
+    **settings: Any,
+) -> Plan:
+    """Which units stay under `budget` (`{"flops": 0.6}`, `{"params": "7M"}`, or both); cheap, needs no data.
+
+    FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. Raises BudgetError for budgets
+    that are malformed or infeasible.
+    """
+    anatomy = adapter_for(model).anatomy(model)
+    counted = _counted_length(length, scores)
+    return _recipe(recipe, **settings).plan(scores, anatomy, Budget.parse(budget), counted, floor)
+
+
+def _counted_length(length: float | None, scores: Scores) -> float:
+    if length is not None:
+        if not length > 0:
+            raise InputError(f"length={length} must be positive")
+        return float(length)
+    if scores.statistics is None:
+        raise InputError("these scores saw no data: give the sequence length at which FLOPs count, length=128 for example")
+    return scores.statistics.mean_length
+
+
+def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
+    """The smaller dense model of `plan`: a copy, or with `inplace` the given model cut down.
+
+    Raises MismatchError when the plan was made for another model.
+    """
+    adapter = adapter_for(model)
+    plan.check(adapter.anatomy(model))
+    return slice_(model if inplace else copy.deepcopy(model), adapter, plan)
+
+
+def tune(
+    model: nn.Module,
+    teacher: nn.Module,
+    plan: Plan,
+    data: Any = None,
+    *,
+    scores: Scores | None = None,
+    recipe: str | Recipe = "kwon",
+    tokenizer: Any = None,
+    samples: int = 512,
+    seed: int = 0,
+    inplace: bool = False,
+    quiet: bool = True,
+    **settings: Any,
+) -> tuple[nn.Module, list[Outcome]]:
+    """Fit the output projections of the pruned `model` to the dense `teacher` (`tuning="refit"` or `"mask"`).
+
+    Works on a copy unless `inplace`. Returns the model and what became of each block. Mask tuning needs `scores`.
+    """
+    student = model if inplace else copy.deepcopy(model)
+    calibration, _ = calibration_data(teacher, tokenizer, data, samples, seed)
+    adapter = adapter_for(teacher)
+    outcomes = _recipe(recipe, **settings).tune(student, teacher, adapter, plan, scores, calibration, Stages(quiet))
+    return student, outcomes
+
+
+def save(
+    model: nn.Module,
+    out: str | Path,
+    *,
+    tokenizer: Any = None,
+    source: str | Path | None = None,
+    plan: Plan | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint that plain `AutoModel*.from_pretrained` loads after `import pyprune`; returns its directory.
+
+    `plan` is stored beside the weights, and so are small reference inputs and outputs that `verify` replays. `source` is
+    what the dense model was loaded from; the files that make it a sentence-transformers model are copied from there.
+    The directory appears complete or not at all. Raises InputError when `out` is not empty, unless `overwrite`.
+    """
+    place, found_by = resolve(source) if source is not None else (None, "")
+    with complete_directory(out, overwrite) as folder:
+        write_checkpoint(model, tokenizer, folder, place if found_by != "hub" else None)
+        if plan is not None:
+            plan.save(folder / PLAN_FILE)
+        write_reference(model, folder)
+    return Path(out)
+
+
+def prune(
+    model: str | Path | nn.Module,
+    budget: Budget | Mapping[str, float | str] | None = None,
+    data: Any = None,
+    *,
+    recipe: str | Recipe = "kwon",
+    plan: Plan | str | Path | None = None,
+    out: str | Path | None = None,
+    tokenizer: Any = None,
+    samples: int = 512,
+    length: float | None = None,
+    floor: int | Mapping[str, int] = 0,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: Any = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    quiet: bool = True,
+    **settings: Any,
+) -> Result:
+    """Prune `model` to `budget` with a little unlabelled `data`, and save it to `out` when that is given.
+
+    `model` is a directory, a hub id or a transformers model (which stays as it is). `plan`, a `Plan` or its file, takes the
+    place of scoring and search. Stage results of a run with `out` wait in `<out>.partial/`, where `resume` finds them.
+    With `dry_run` the plan is made and nothing is built or written. `settings` go to the recipe.
+    Raises InputError, BudgetError or NumericsError before anything is written.
+    """
+    if (budget is None) == (plan is None):
+        raise InputError("give a budget or a plan, one of the two")
+    parsed = None if budget is None else Budget.parse(budget)
+    given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
+    chosen = _recipe(recipe, **settings)
+    if out is not None and not dry_run:
+        check_output(out, overwrite)
+    stages = Stages(quiet)
+
+    with stages.stage("load"):
+        source = None if isinstance(model, nn.Module) else model
+        dense, tokenizer = _load(model, tokenizer, dtype, device)
+        calibration, held_out = calibration_data(dense, tokenizer, data, samples, seed)
+    adapter = adapter_for(dense)
+    anatomy = adapter.anatomy(dense)
+    counted = float(calibration.lengths.double().mean()) if length is None else _counted_length(length, None)
+    if given is not None:
+        given.check(anatomy)
+    else:
+        check_feasible(parsed, anatomy, counted, floor)
+
+    partial = None
+    if out is not None and not dry_run:
+        what = {"model": fingerprint(dense), "data": data_fingerprint(calibration.inputs), "recipe": repr(chosen), "seed": seed}
+        partial = Partial(out, what, resume)
+
+    scores = None
+    if given is None:
+        scores = partial.load_scores() if partial else None
+        if scores is None:
+            with stages.stage("score"):
+                scores = chosen.score(dense, anatomy, calibration, seed, stages)
+            if partial:
+                partial.save_scores(scores)
+        with stages.stage("plan"):
+            given = chosen.plan(scores, anatomy, parsed, counted, floor)
+        if partial:
+            partial.save_plan(given)
+    notices = _notices(calibration, held_out, most_tokens(dense, tokenizer))
+    result = Result(None, dense, tokenizer, given, scores, [], stages, calibration, held_out, notices)
+    if dry_run:
+        return result
+
+    with stages.stage("slice"):
+        result.pruned = apply(dense, given)
+    with stages.stage("tune"):
+        result.outcomes = chosen.tune(result.pruned, dense, adapter, given, scores, calibration, stages)
+    if out is not None:
+        with stages.stage("save"):
+            save(result.pruned, out, tokenizer=tokenizer, source=source, plan=given, overwrite=overwrite)
+    if partial:
+        partial.remove()
+    return result
+
+
+def _notices(calibration: Samples, held_out: Samples | None, length: int) -> list[str]:
+    cut = calibration.truncated + (held_out.truncated if held_out else 0)
+    return [f"{cut} samples were longer than {length} tokens and were cut to that"] if cut else []

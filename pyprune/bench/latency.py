@@ -1,0 +1,41 @@
+"""Dense and pruned forward passes timed side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pyprune.bench.timing import interleave
+from pyprune.capture.collect import frozen
+
+# Batch and length of the standard cases: one short query, and a full throughput batch.
+CASES = ((1, 128), (32, 128))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Medians of one forward pass, measured in turns in one run; `ratio` > 1 means that the pruned model is faster."""
+
+    batch: int
+    length: int
+    dense_ms: float
+    pruned_ms: float
+
+    @property
+    def ratio(self) -> float:
+        return self.dense_ms / self.pruned_ms
+
+
+@torch.no_grad()
+def latency(dense: nn.Module, pruned: nn.Module, batch: int, length: int, repeats: int | None = None, seed: int = 0) -> Latency:
+    """Time both models on random ids `[batch, length]` without padding, `repeats` interleaved turns each."""
+    config = dense.config
+    length = min(length, getattr(config, "max_position_embeddings", length))
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, config.vocab_size, (batch, length), generator=generator).to(next(dense.parameters()).device)
+    repeats = repeats or (40 if batch * length <= 512 else 9)
+    with frozen(dense), frozen(pruned):
+        timings = interleave({"dense": lambda: dense(input_ids=ids), "pruned": lambda: pruned(input_ids=ids)}, repeats=repeats, warmup=2)
+    return Latency(batch, length, timings["dense"].median * 1e3, timings["pruned"].median * 1e3)

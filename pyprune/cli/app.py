@@ -1,0 +1,44 @@
+"""The command's frame: its verbs, and errors as one line with exit code 2."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import typer
+
+from pyprune.cli import info, plan, prune, score, verify
+from pyprune.core.errors import PyPruneError
+
+app = typer.Typer(
+    name="pyprune",
+    help="Make transformers smaller and faster: structured pruning into dense models that plain transformers loads.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _verb in (prune.prune, score.score, plan.plan, verify.verify, info.info):
+    app.command()(_verb)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    # Warnings of libraries would bury the one line that matters; their errors are not silenced.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except PyPruneError as error:
+        print(f"pyprune: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("pyprune: interrupted; finished stages are kept, --resume goes on from them", file=sys.stderr)
+        sys.exit(130)
+
+
+def _terminate(signum: int, frame: object) -> None:
+    # Unwinds like Ctrl-C, so that half-written folders are removed.
+    raise KeyboardInterrupt

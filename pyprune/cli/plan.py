@@ -1,0 +1,46 @@
+"""`pyprune plan`: which units stay under a budget; cheap, from scores on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyprune.cli import options as opt
+
+
+def plan(
+    model: opt.Model,
+    scores: Annotated[Path, typer.Option(help="Scores file of `pyprune score`.")],
+    out: Annotated[Path | None, typer.Option(help="Plan file to write (.json): read it, edit it, give it to prune --plan.")] = None,
+    flops: opt.Flops = None,
+    params: opt.Params = None,
+    length: opt.Length = None,
+    recipe: opt.RecipeOption = "kwon",
+    floor: Annotated[int, typer.Option(help="Units that stay in every block at least.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file when it exists.")] = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Plan MODEL at a budget from scores, and explain the plan."""
+    import pyprune
+    from pyprune.core.errors import InputError
+    from pyprune.core.scores import Scores
+    from pyprune.models.loading import load
+    from pyprune.models.registry import adapter_for
+
+    if out is not None and out.exists() and not overwrite:
+        raise InputError(f"out={str(out)!r} exists already; give --overwrite or another name")
+    budget = opt.budget(flops, params)
+    if budget is None:
+        raise InputError("give --flops, --params or both")
+    loaded, _ = load(model)
+    made = pyprune.plan(loaded, Scores.load(scores), budget, recipe=recipe, length=length, floor=floor)
+    if out is not None:
+        made.save(out)
+    if as_json:
+        print(json.dumps({"length": made.length, "kept": made.counts, "meta": made.meta}))
+    elif not quiet:
+        print(made.explain(adapter_for(loaded).anatomy(loaded)))

@@ -1,0 +1,76 @@
+"""`pyprune prune`: the main job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyprune.cli import options as opt
+
+
+def prune(
+    model: opt.Model,
+    out: Annotated[Path | None, typer.Option(help="Directory of the pruned checkpoint. Default: MODEL's last name with -pruned.")] = None,
+    flops: opt.Flops = None,
+    params: opt.Params = None,
+    plan: Annotated[Path | None, typer.Option(help="Apply this plan file instead of scoring and searching.")] = None,
+    data: opt.Data = None,
+    samples: opt.SamplesOption = 512,
+    length: opt.Length = None,
+    recipe: opt.RecipeOption = "kwon",
+    criterion: opt.Criterion = "fisher",
+    tuning: opt.Tuning = "refit",
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = None,
+    score_dtype: opt.ScoreDtype = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory when it is not empty.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the stage results of an interrupted run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Score and plan, explain the plan, write nothing.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Also measure what search alone and mask tuning give.")] = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Prune MODEL to a budget (default: 60 % of its FLOPs) on unlabelled data, save it, and measure what that brought."""
+    import pyprune
+    from pyprune.report.prune import compare_tunings, measure, table
+
+    budget = opt.budget(flops, params)
+    if plan is None and budget is None:
+        budget = {"flops": "60%"}
+    settings: dict[str, Any] = {"criterion": criterion, "tuning": tuning, "score_dtype": opt.torch_dtype(score_dtype)}
+    out = out or Path(f"{Path(model.rstrip('/')).name}-pruned")
+    silent = quiet or as_json
+    result = pyprune.prune(
+        model,
+        budget,
+        data,
+        recipe=recipe,
+        plan=plan,
+        out=out,
+        samples=samples,
+        length=length,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        overwrite=overwrite,
+        resume=resume,
+        dry_run=dry_run,
+        quiet=silent,
+        **settings,
+    )
+    if dry_run:
+        if as_json:
+            print(json.dumps({"length": result.plan.length, "kept": result.plan.counts, "meta": result.plan.meta}))
+        else:
+            print(result.plan.explain(result.anatomy))
+        return
+    others = compare_tunings(result, recipe, settings) if compare else {}
+    report = measure(result, out, others)
+    if as_json:
+        print(json.dumps(report))
+    elif not quiet:
+        print(table(report))

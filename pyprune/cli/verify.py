@@ -1,0 +1,42 @@
+"""`pyprune verify`: masked = sliced = reloaded, or a non-zero exit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyprune.cli import options as opt
+
+
+def verify(
+    model: opt.Model,
+    keep: Annotated[float, typer.Option(help="Share of units that the random plan keeps (dense models).")] = 0.5,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = None,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Prove that MODEL survives pruning exactly (random plan), or that a pruned checkpoint still gives its stored outputs.
+
+    Exits with 1 when outputs differ.
+    """
+    from pyprune.api import pick_device
+    from pyprune.models.loading import load
+    from pyprune.verification import REFERENCE_FILE, verify_checkpoint, verify_model
+
+    if (Path(model) / REFERENCE_FILE).is_file():
+        checks = verify_checkpoint(model, pick_device(device))
+    else:
+        loaded, _ = load(model, dtype, pick_device(device))
+        checks = verify_model(loaded, keep=keep, seed=seed)
+    if as_json:
+        print(json.dumps([{"name": c.name, "difference": c.difference, "allowed": c.allowed, "equal": c.equal} for c in checks]))
+    elif not quiet:
+        print(*checks, sep="\n")
+    if not all(check.equal for check in checks):
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""What a run brought, measured: as data, as text."""

@@ -1,0 +1,150 @@
+"""Proof that nothing was lost on the way: masked model = sliced model = reloaded model."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyprune.capture.collect import frozen
+from pyprune.capture.masking import masked
+from pyprune.core.anatomy import Adapter, Anatomy
+from pyprune.core.errors import InputError
+from pyprune.core.plan import Plan
+from pyprune.core.storage import read_tensors, write_tensors
+from pyprune.models.loading import load
+from pyprune.models.registry import adapter_for
+from pyprune.models.saving import write_checkpoint
+from pyprune.slicing.slice import slice_
+from pyprune.slicing.check import example_inputs, max_difference
+
+# Not called *.safetensors: servers take every file of that name for weights.
+REFERENCE_FILE = "pyprune_reference.st"
+
+# Up to this size the masked and the sliced model are compared in float64, where rounding cannot hide a wrong channel.
+_DOUBLE_PARAMETERS = 500_000_000
+# Outputs differ by summation order alone; 2^10 roundings of the largest output is far below one misplaced channel.
+_ROUNDINGS = 1024
+# Stored at most: enough entries of each output to notice a difference, few enough to be small for any vocabulary.
+_REFERENCE_ENTRIES = 65_536
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: the largest absolute difference of two outputs and the most that counts as equal."""
+
+    name: str
+    difference: float
+    allowed: float
+
+    @property
+    def equal(self) -> bool:
+        return self.difference <= self.allowed
+
+    def __str__(self) -> str:
+        allowed = "bitwise" if self.allowed == 0 else f"allowed {self.allowed:.1e}"
+        return f"{self.name:<20} max abs difference {self.difference:.3e} ({allowed}): {'equal' if self.equal else 'DIFFERENT'}"
+
+
+def random_plan(anatomy: Anatomy, keep: float, seed: int) -> Plan:
+    """Random units, a share of about `keep` of every group (different in every group), with one attention and one
+    feed-forward block emptied: the hardest case for slicing and reloading."""
+    if not 0 <= keep <= 1:
+        raise InputError(f"keep={keep} must lie between 0 and 1")
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for g in anatomy.groups:
+        count = round(g.size * min(1.0, keep * float(0.75 + 0.5 * torch.rand((), generator=generator))))
+        kept[g.name] = torch.randperm(g.size, generator=generator)[:count]
+    if keep < 1:
+        for axis in ("neurons", "attention"):
+            blocks = [g for g in anatomy.groups if (g.axis == "neurons") == (axis == "neurons")]
+            kept[blocks[int(torch.randint(len(blocks), (), generator=generator))].name] = torch.empty(0, dtype=torch.int64)
+    return Plan(kept, {g.name: g.size for g in anatomy.groups}, 1.0, {"random": seed, "keep": keep})
+
+
+def verify_model(model: nn.Module, plan: Plan | None = None, pruned: nn.Module | None = None, keep: float = 0.5, seed: int = 0) -> list[Check]:
+    """Compare masked, sliced and reloaded models for `plan` (default: `random_plan(keep, seed)`).
+
+    `pruned` is the sliced model that `plan` and tuning made of `model`; without it `model` is sliced here. *Masked* is the
+    dense model that carries the sliced model's tuned output projections, with the removed units masked.
+    """
+    adapter = adapter_for(model)
+    anatomy = adapter.anatomy(model)
+    plan = random_plan(anatomy, keep, seed) if plan is None else plan
+    plan.check(anatomy)
+    if pruned is None:
+        pruned = slice_(copy.deepcopy(model), adapter, plan)
+    inputs = {k: v.to(next(model.parameters()).device) for k, v in example_inputs(model.config, 2, 16, seed).items()}
+    return [_masked_is_sliced(model, pruned, adapter, anatomy, plan, inputs), _sliced_is_reloaded(pruned, inputs)]
+
+
+@torch.no_grad()
+def _masked_is_sliced(
+    model: nn.Module, pruned: nn.Module, adapter: Adapter, anatomy: Anatomy, plan: Plan, inputs: dict[str, torch.Tensor]
+) -> Check:
+    own = next(model.parameters()).dtype
+    dtype = torch.float64 if sum(p.numel() for p in model.parameters()) <= _DOUBLE_PARAMETERS else own
+    twin, sliced = copy.deepcopy(model).to(dtype), copy.deepcopy(pruned).to(dtype)
+    for block, small in zip(anatomy.blocks, adapter.anatomy(sliced).blocks, strict=True):
+        wide, narrow = twin.get_submodule(block.projection), sliced.get_submodule(small.projection)
+        channels = plan.mask(block.units.name).repeat_interleave(block.units.width).to(wide.weight.device)
+        wide.weight[:, channels] = narrow.weight
+        if wide.bias is not None:
+            wide.bias.copy_(narrow.bias)
+    with frozen(twin), frozen(sliced):
+        with masked(twin, anatomy, plan):
+            expected = twin(**inputs)
+        found = sliced(**inputs)
+    largest = max(float(t.abs().max()) for t in expected.values() if isinstance(t, torch.Tensor) and t.numel())
+    allowed = _ROUNDINGS * torch.finfo(dtype).eps * max(1.0, largest)
+    return Check("masked = sliced", max_difference(expected, found), allowed)
+
+
+@torch.no_grad()
+def _sliced_is_reloaded(pruned: nn.Module, inputs: dict[str, torch.Tensor]) -> Check:
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(pruned, None, Path(folder))
+        device = str(next(pruned.parameters()).device)
+        reloaded = type(pruned).from_pretrained(folder, dtype=pruned.dtype).to(device)
+    with frozen(pruned), frozen(reloaded):
+        return Check("sliced = reloaded", max_difference(pruned(**inputs), reloaded(**inputs)), 0.0)
+
+
+@torch.no_grad()
+def write_reference(model: nn.Module, folder: Path) -> None:
+    """Store small inputs and what `model` puts out for them beside its checkpoint."""
+    device = next(model.parameters()).device
+    inputs = {k: v.to(device) for k, v in example_inputs(model.config, 2, 16).items()}
+    with frozen(model):
+        outputs = _entries(model(**inputs))
+    tensors = {f"inputs/{k}": v for k, v in inputs.items()} | {f"outputs/{k}": v for k, v in outputs.items()}
+    write_tensors(folder / REFERENCE_FILE, tensors, {"torch": torch.__version__, "device": device.type})
+
+
+def _entries(outputs: Any) -> dict[str, torch.Tensor]:
+    flat = {k: v.float().flatten() for k, v in outputs.items() if isinstance(v, torch.Tensor)}
+    return {k: v[:: max(1, v.numel() // _REFERENCE_ENTRIES)].clone() for k, v in flat.items()}
+
+
+@torch.no_grad()
+def verify_checkpoint(path: str | Path, device: str = "cpu") -> list[Check]:
+    """Load a pruned checkpoint and replay its stored reference.
+
+    Bitwise equality is not promised between machines (kernels sum in other orders): rounding in the model's dtype is allowed.
+    """
+    tensors, _ = read_tensors(Path(path) / REFERENCE_FILE)
+    model, _ = load(path, device=device)
+    inputs = {k.removeprefix("inputs/"): v.to(device) for k, v in tensors.items() if k.startswith("inputs/")}
+    with frozen(model):
+        found = _entries(model(**inputs))
+    expected = {k.removeprefix("outputs/"): v for k, v in tensors.items() if k.startswith("outputs/")}
+    largest = max(float(v.abs().max()) for v in expected.values())
+    allowed = _ROUNDINGS * torch.finfo(model.dtype).eps * max(1.0, largest)
+    difference = max_difference(expected, {k: v.cpu() for k, v in found.items()})
+    return [Check("stored = reloaded", difference, allowed)]
