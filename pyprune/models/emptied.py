@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,15 +19,16 @@ def empty_attention_(attention: nn.Module, projection: str | None) -> None:
 
 
 class EmptyAttention(nn.Module):
-    """Mixin over a family's attention class: the context is zero channels wide, and the output is the projection's bias.
+    """Mixin over a family's attention class: the context has no channels, and the output is the projection's bias.
 
-    Being a subclass keeps it recognisable for everything that looks attention up by its class (output recorders, adapters).
+    Being a subclass keeps it recognisable for everything that looks attention up by its class, such as transformers'
+    recorders of attention weights.
     """
 
     projection: str | None
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> tuple:
-        """`[B, T, D]` to the output `[B, T, D]` (or the context `[B, T, 0]`) and weights `[B, 0, T, S]` where eager mode has them."""
+        """Output `[B, T, D]` (or context `[B, T, 0]`) and, in eager mode, attention weights `[B, 0, T, S]`."""
         batch, length, _ = hidden_states.shape
         seen = length
         if past_key_values is not None:
@@ -44,23 +45,23 @@ class EmptyAttention(nn.Module):
         return _rebuild, (type(self).__mro__[2], self.projection), self.__dict__
 
 
-def _remember_length(cache: Any, layer_idx: int, hidden_states: torch.Tensor) -> int:
+def _remember_length(past_key_values: Any, layer_idx: int, hidden_states: torch.Tensor) -> int:
     """Let the cache count these tokens, and return how many keys it now holds.
 
-    A cache layer without elements reports length 0, and layer 0 speaks for the whole cache. So one zero channel stands for the
-    missing keys, unless the cache was allocated beforehand: then its own shape is used.
+    A cache layer without elements reports length 0, and layer 0 speaks for the whole cache. So one zero channel stands
+    for the missing keys, unless the cache was allocated beforehand: then its own shape is used.
     """
-    if hasattr(cache, "self_attention_cache"):
-        cache = cache.self_attention_cache
-    layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
+    past_key_values = getattr(past_key_values, "self_attention_cache", past_key_values)
+    layers = past_key_values.layers
+    layer = layers[layer_idx] if layer_idx < len(layers) else None
     held = getattr(layer, "keys", None)
     heads, width = (1, 1) if held is None or held.dim() != 4 else (held.shape[1], held.shape[3])
     zeros = hidden_states.new_zeros(hidden_states.shape[0], heads, hidden_states.shape[1], width)
-    keys, _ = cache.update(zeros, zeros, layer_idx)
+    keys, _ = past_key_values.update(zeros, zeros, layer_idx)
     return keys.shape[2]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _emptied(attention_class: type[nn.Module], projection: str | None) -> type[nn.Module]:
     name = f"Empty{attention_class.__name__}"
     return type(name, (EmptyAttention, attention_class), {"projection": projection, "__module__": __name__})

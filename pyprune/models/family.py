@@ -19,8 +19,13 @@ class Family:
     """Where the prunable parts of a family sit. Implements `core.anatomy.Adapter`.
 
     `layers` is the path of the layer list below the base model; every other path starts at a layer. `heads_key` and
-    `neurons_key` are the config attributes that say how many units a layer has. One unit of attention is a key/value head
-    with the query heads that read it, so `heads_key` counts key/value heads wherever a family tells the two apart.
+    `neurons_key` are the config attributes that say how many units a layer has. One unit of attention is a key/value
+    head with the query heads that read it, so `heads_key` counts key/value heads wherever a family tells the two apart.
+
+    `head_dim`, `queries_per_unit`, `head_counts` and `head_widths` are attributes of the attention module: the first
+    two are read, the others are brought in line with the heads that stay (their number, and that times `head_dim`).
+    `derives_head_dim` says that the family computes `head_dim` from the config's head count, and `unsupported` maps
+    config attributes that must not be set to the reason.
     """
 
     model_types: tuple[str, ...]
@@ -47,8 +52,8 @@ class Family:
     def anatomy(self, model: nn.Module) -> Anatomy:
         """Blocks and unit groups of `model` as it stands now, a pruned model included.
 
-        `model` is the bare model or any of its task models. InputError when its config asks for something that cannot be
-        pruned exactly, or when its modules are not those of the family.
+        `model` is the bare model or any of its task models. InputError when its config asks for something that cannot
+        be pruned exactly, or when its modules are not those of the family.
         """
         self._check(model)
         layers, blocks = [], []
@@ -164,11 +169,3 @@ class Family:
 
 def _below(path: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{path}.{name}" for name in names)
-
-
-def config_entries(config: Any) -> dict[int, dict[str, int]]:
-    """The config's `per_layer_config` as plain data, every attribute given for every layer; empty when all layers agree."""
-    if not config.is_heterogeneous:
-        return {}
-    keys = config.per_layer_attributes
-    return {i: {key: getattr(layer, key) for key in keys} for i, layer in enumerate(config.per_layer_config)}

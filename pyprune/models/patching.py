@@ -1,4 +1,4 @@
-"""How a pruned checkpoint becomes a pruned model again: transformers builds it dense, and it is cut before weights load.
+"""How plain `from_pretrained` rebuilds a pruned model: transformers builds it dense, and it is cut before weights load.
 
 The reasons for this door, and the measurements of the others, are in `docs/adr/0001-reload-door.md`.
 """
@@ -13,10 +13,6 @@ import threading
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-import torch
-
-from pyprune.core.errors import MismatchError
-
 _MODELING = "transformers.modeling_utils"
 _constructing = threading.local()
 
@@ -24,8 +20,8 @@ _constructing = threading.local()
 def install() -> None:
     """Let transformers rebuild pruned models, whether it is imported already or later.
 
-    Importing transformers' modelling code takes seconds, so this only waits for somebody to do it. Models whose config has no
-    per-layer widths pass through unchanged.
+    Importing transformers' modelling code takes seconds, so this only waits for somebody to do it. Models whose config
+    has no per-layer widths pass through unchanged. May be called again.
     """
     if _MODELING in sys.modules:
         _extend(sys.modules[_MODELING].PreTrainedModel)
@@ -34,7 +30,7 @@ def install() -> None:
 
 
 class _AfterImport:
-    """Import finder that steps aside for `transformers.modeling_utils` and extends its base class once it has run."""
+    """Import finder that lets `transformers.modeling_utils` be imported as ever, then extends its base class."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != _MODELING:
@@ -53,9 +49,8 @@ class _AfterImport:
 
 def _extend(base: type) -> None:
     """Wrap the two ends of every model's constructor: `PreTrainedModel.__init__` opens it, `post_init` closes it."""
-    if hasattr(base, "_pyprune_extended"):
+    if hasattr(base.post_init, "cuts_pruned_models"):
         return
-    base._pyprune_extended = True
     init, post_init = base.__init__, base.post_init
 
     @functools.wraps(init)
@@ -68,47 +63,24 @@ def _extend(base: type) -> None:
     @functools.wraps(post_init)
     def close_constructor(self: Any) -> None:
         if _is_pruned(self.config):
+            from pyprune.models.shrink import shrink_
+
             shrink_(self)
             if getattr(_constructing, "active", False):
                 del vars(self.config)["allow_global_per_layer_attribute_access"]
                 _constructing.active = False
         post_init(self)
 
+    close_constructor.cuts_pruned_models = True
     base.__init__, base.post_init = open_constructor, close_constructor
-    logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(_not_constructing)
-
-
-def _not_constructing(record: logging.LogRecord) -> bool:
-    """Drop the warning about global widths while dense layers are built that are cut a moment later."""
-    return not getattr(_constructing, "active", False)
+    # The warning about reading a global width does not apply to layers that are cut a moment later.
+    logger = logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
+    logger.addFilter(lambda record: not getattr(_constructing, "active", False))
 
 
 def _is_pruned(config: Any) -> bool:
-    """Whether layers differ in widths that a pyprune family knows, and in nothing else."""
     if not getattr(config, "is_heterogeneous", False):
         return False
-    from pyprune.models.registry import FAMILIES
+    from pyprune.models.shrink import is_pruned
 
-    if config.model_type not in FAMILIES:
-        return False
-    family = FAMILIES[config.model_type]
-    return config.per_layer_attributes <= {family.heads_key, family.neurons_key}
-
-
-def shrink_(model: Any) -> None:
-    """Cut a freshly built model to its config's per-layer widths; a no-op when it has them. MismatchError when it is smaller."""
-    from pyprune.models.registry import adapter_for
-    from pyprune.slicing.slice import cut_
-
-    adapter = adapter_for(model)
-    anatomy = adapter.anatomy(model)
-    layers = model.config.per_layer_config
-    kept = {}
-    for group in anatomy.groups:
-        wanted = getattr(layers[group.layer], adapter.config_key(group))
-        if wanted > group.size:
-            raise MismatchError(
-                f"per_layer_config wants {wanted} units in {group.name}, the dense model has {group.size}"
-            )
-        kept[group.name] = torch.arange(wanted)
-    cut_(model, adapter, anatomy, kept)
+    return is_pruned(config)

@@ -29,7 +29,9 @@ def check_output(out_dir: str | Path, overwrite: bool = False) -> Path:
     if out.exists() and not out.is_dir():
         raise InputError(f"out={str(out)!r} is a file; give a directory")
     if out.exists() and any(out.iterdir()) and not overwrite:
-        raise InputError(f"out={str(out)!r} is not empty: remove it, choose another name, or give --overwrite (overwrite=True)")
+        raise InputError(
+            f"out={str(out)!r} is not empty: remove it, choose another name, or give --overwrite (overwrite=True)"
+        )
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -42,8 +44,8 @@ def check_output(out_dir: str | Path, overwrite: bool = False) -> Path:
 def complete_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """A new directory to fill, which takes the name `out_dir` when the block ends and vanishes when it raises.
 
-    It is a sibling of `out_dir`, so that the rename is atomic: nobody ever sees half a checkpoint. What `overwrite` replaces
-    is put aside first and deleted last.
+    It is a sibling of `out_dir`, so that the rename is atomic: nobody ever sees half a checkpoint. What `overwrite`
+    replaces is put aside first and deleted last.
     """
     out = check_output(out_dir, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +69,8 @@ def complete_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator
 def write_checkpoint(model: nn.Module, tokenizer: Any, folder: Path, source_dir: str | Path | None = None) -> None:
     """Fill `folder` with model, generation config and tokenizer, so that plain `from_pretrained` loads them.
 
-    With `source_dir`, the folder that the dense model came from, the files that make it a sentence-transformers model are
-    copied too.
+    With `source_dir`, the folder that the dense model came from, the files that make it a sentence-transformers model
+    are copied too.
     """
     model.save_pretrained(folder)
     if tokenizer is not None:

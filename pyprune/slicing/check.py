@@ -13,9 +13,9 @@ from pyprune.core.errors import MismatchError
 def example_inputs(
     config: Any, batch: int = 2, length: int = 12, seed: int = 0, padding: Literal["right", "left"] = "right"
 ) -> dict[str, torch.Tensor]:
-    """Random `input_ids` and `attention_mask`, both `[batch, length]` int64, with a different share of padding in every row.
+    """Random `input_ids` and `attention_mask`, both `[batch, length]` int64, each row with more padding than the last.
 
-    Row 0 is full. Padded positions hold the config's padding token. `length` is cut to what the model's positions allow.
+    Row 0 is full. Padded positions hold the config's padding token. `length` is cut to what the positions allow.
     """
     vocabulary, pad = config.vocab_size, getattr(config, "pad_token_id", None) or 0
     # Position tables may reserve the places up to the padding token, so stay that far below their size.
@@ -30,7 +30,7 @@ def example_inputs(
 
 
 def max_difference(first: Any, second: Any) -> float:
-    """Largest absolute difference over all tensors of two model outputs; inf where one is NaN and the other is not.
+    """Largest absolute difference over all tensors of two model outputs; inf when either holds NaN.
 
     Key/value caches are not compared. MismatchError when the outputs do not hold the same tensors in the same shapes.
     """
@@ -38,14 +38,12 @@ def max_difference(first: Any, second: Any) -> float:
     if not a or a.keys() != b.keys():
         raise MismatchError(f"the outputs hold different tensors: {sorted(a)} and {sorted(b)}")
     worst = 0.0
-    for name, x in a.items():
-        y = b[name]
+    for name in a:
+        x, y = a[name].detach(), b[name].detach()
         if x.shape != y.shape:
             raise MismatchError(f"{name} is {tuple(x.shape)} in one output and {tuple(y.shape)} in the other")
-        if x.numel() == 0 or torch.equal(x, y):
-            continue
-        difference = torch.where(x.isnan() & y.isnan(), 0.0, (x.double() - y.double()).abs())
-        worst = max(worst, float(difference.nan_to_num(nan=torch.inf, posinf=torch.inf).max()))
+        if x.numel() and not torch.equal(x, y):
+            worst = max(worst, float((x.double() - y.double()).abs().nan_to_num(nan=torch.inf).max()))
     return worst
 
 

@@ -15,9 +15,10 @@ from pyprune.core.plan import Plan
 def slice_(model: nn.Module, adapter: Adapter, plan: Plan) -> nn.Module:
     """Remove every unit that `plan` does not keep, in place, and return `model`.
 
-    The result computes what the masked model computes: output biases, norms and the softmax scale stay. Layers that keep all
-    their units keep their very parameters. Raises MismatchError when the plan was made for another model, and InputError when
-    a layer is not a plain linear layer (quantised, or wrapped by an adapter library); the model is untouched in both cases.
+    The result computes what the masked model computes: output biases, norms and the softmax scale stay. Layers that
+    keep all their units keep their very parameters. Raises MismatchError when the plan was made for another model, and
+    InputError when a layer is not a plain linear layer (quantised, or wrapped by an adapter library); the model is
+    untouched in both cases.
 
     >>> slice_(model, adapter_for(model), plan)
     """
@@ -50,7 +51,8 @@ def _linear(model: nn.Module, cut: Cut) -> nn.Linear:
     layer = model.get_submodule(cut.module)
     if type(layer) is not nn.Linear:
         raise InputError(
-            f"{cut.module} is a {type(layer).__name__}, not a plain linear layer: prune before quantising, and merge adapters first"
+            f"{cut.module} is a {type(layer).__name__}, not a plain linear layer: "
+            "prune before quantising, and merge adapters first"
         )
     return layer
 
@@ -65,6 +67,6 @@ def _cut_linear_(layer: nn.Linear, cut: Cut, channels: torch.Tensor) -> None:
         layer.bias = _select(layer.bias, 0, channels)
 
 
-def _select(parameter: nn.Parameter, dim: int, channels: torch.Tensor) -> nn.Parameter:
+def _select(parameter: torch.Tensor, dim: int, channels: torch.Tensor) -> nn.Parameter:
     selected = parameter.detach().index_select(dim, channels.to(parameter.device))
     return nn.Parameter(selected, requires_grad=parameter.requires_grad)

@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family: the real modelling code at a size where a forward takes milliseconds."""
+"""Tiny random models of every supported family: the real modelling code, with forwards of a few milliseconds."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from pyprune.models.patching import install
-
-install()
-torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
-
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch):
+def _one_thread_offline(monkeypatch):
+    """The models are tiny: threads would only wait for each other. And nothing may ask the hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

