@@ -94,7 +94,7 @@ def selected_extensions():
     relative = lambda pattern: sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(pattern))  # noqa: E731
     extensions = [Extension("pyprune._C", relative("csrc/*.cpp") + relative("csrc/cpu/*.cpp"), py_limited_api=True)]
     if mode == "cuda" or (torch.version.cuda and nvcc):
-        extensions.append(Extension("pyprune._C_cuda", relative("csrc/cuda/*.cu"), py_limited_api=True))
+        extensions.append(Extension("pyprune._C_cuda", relative("csrc/cuda/*.c*[!h]"), py_limited_api=True))
     return extensions
 
 

@@ -90,7 +90,7 @@ class Op:
         for candidate in self.candidates:
             if chosen not in ("auto", candidate.backend):
                 continue
-            reason = self._why_not(candidate, device, args)
+            reason = self._why_not(candidate, device, args, explicit=chosen != "auto")
             if reason is None:
                 for line in reasons:
                     self._tell(f"{line}; using {candidate.backend}")
@@ -110,11 +110,11 @@ class Op:
         self.check(*args)
         return self.select(*args).run(*args)
 
-    def _why_not(self, candidate: Candidate, device: str, args: tuple) -> str | None:
+    def _why_not(self, candidate: Candidate, device: str, args: tuple, explicit: bool) -> str | None:
         reason = candidate.available()
         if reason is not None:
             return reason
-        interpreted = candidate.backend == "triton" and device == "cpu" and interpreting()
+        interpreted = explicit and candidate.backend == "triton" and device == "cpu" and interpreting()
         if device not in candidate.devices and candidate.backend != "torch" and not interpreted:
             return f"it does not serve {device} tensors"
         supported, reason = candidate.supports(*args)
