@@ -22,15 +22,18 @@ from pyprune.core.errors import InputError, NumericsError
 from pyprune.core.statistics import Statistics
 from pyprune.ops import prod_reduce
 
-# fp16 gradients of a pooled embedding sit near its subnormals (6e-8): a power of two keeps them clear and divides out exactly.
+# fp16 gradients of a pooled embedding sit near its subnormals (6e-8): a power of two keeps them clear and divides out
+# exactly.
 _FP16_SCALE = 1024.0
 
 
 class _Tap(torch.autograd.Function):
-    """Identity; the backward pass reports `prod_reduce(x, dx)`. `anchor` makes a graph start here when nothing before needs one."""
+    """Identity; the backward pass reports `prod_reduce(x, dx)`. `anchor` starts a graph here if nothing before did."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, name: str, width: int, sink: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, name: str, width: int, sink: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         ctx.save_for_backward(x)
         ctx.name, ctx.width, ctx.sink = name, width, sink
         return x.view_as(x)
@@ -122,5 +125,7 @@ def collect(
                 sink.clear()
     for name, g in gradients.items():
         if not torch.isfinite(g).all():
-            raise NumericsError(f"mask gradients of {name} hold NaN or Inf; check the weights and the data, or score in a wider dtype")
+            raise NumericsError(
+                f"mask gradients of {name} hold NaN or Inf; check the weights and the data, or score in a wider dtype"
+            )
     return Statistics(gradients, lengths, draws, dict(meta or {}))

@@ -43,15 +43,22 @@ class EmbeddingProbe:
 
 
 class NegativeLogLikelihood:
-    """Negative log-likelihood of labels: the task's own (`labels="given"`, empirical Fisher, Kwon et al. 2022) or labels
-    drawn from the model's own predictions (`labels="sampled"`, true Fisher, needs none).
+    """Negative log-likelihood of labels: the task's own (`labels="given"`, empirical Fisher, Kwon et al. 2022) or
+    labels drawn from the model's own predictions (`labels="sampled"`, true Fisher, needs none).
 
-    `config` is the model's: it tells regression and multi-label heads from classification, and whether the model is causal
-    (logits at t predict token t + 1, whose labels are the inputs themselves when none are given).
+    `config` is the model's: it tells regression and multi-label heads from classification. In a `causal` model logits
+    at t predict token t + 1, whose labels are the inputs themselves when none are given.
     `tokens` sums or averages over a sample's own tokens.
     """
 
-    def __init__(self, labels: Literal["given", "sampled"], causal: bool, config: Any, seed: int = 0, tokens: TokenReduction = "sum") -> None:
+    def __init__(
+        self,
+        labels: Literal["given", "sampled"],
+        causal: bool,
+        config: Any,
+        seed: int = 0,
+        tokens: TokenReduction = "sum",
+    ) -> None:
         if labels not in ("given", "sampled"):
             raise InputError(f"labels={labels!r} must be 'given' or 'sampled'")
         if tokens not in ("sum", "mean"):
@@ -69,7 +76,9 @@ class NegativeLogLikelihood:
 
     def _labels(self, batch: Batch) -> torch.Tensor:
         if batch.labels is None:
-            raise InputError("cotangent 'labels' needs labelled data; use 'sampled', which draws labels from the model's own predictions")
+            raise InputError(
+                "cotangent 'labels' needs labelled data; use 'sampled', which draws labels from the model's predictions"
+            )
         return batch.labels
 
     def _uniform(self, batch: Batch, draw: int, size: int, like: torch.Tensor) -> torch.Tensor:
@@ -91,7 +100,11 @@ class NegativeLogLikelihood:
             else:
                 target = self._labels(batch).to(logits)
             return F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
-        target = _sample(logits, self._uniform(batch, draw, 1, logits)) if self.sampled else self._labels(batch).to(logits.device)
+        target = (
+            _sample(logits, self._uniform(batch, draw, 1, logits))
+            if self.sampled
+            else self._labels(batch).to(logits.device)
+        )
         return F.cross_entropy(logits, target.view(-1), reduction="sum")
 
     def _tokens(self, logits: torch.Tensor, batch: Batch, draw: int) -> torch.Tensor:
@@ -100,7 +113,10 @@ class NegativeLogLikelihood:
             logits, real = logits[:, :-1], real[:, 1:]
         if self.sampled:
             # Numbers are drawn a token, padding included, so that they do not depend on the batch's width.
-            rows = [_noise(self.seed, s, draw, (int(n),), uniform=True) for s, n in zip(batch.index.tolist(), batch.lengths.tolist(), strict=True)]
+            rows = [
+                _noise(self.seed, s, draw, (int(n),), uniform=True)
+                for s, n in zip(batch.index.tolist(), batch.lengths.tolist(), strict=True)
+            ]
             uniform = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)[:, : logits.shape[1]].to(logits.device)
             target = _sample(logits.flatten(0, 1), uniform.reshape(-1, 1)).view(uniform.shape)
         elif self.causal:
@@ -129,9 +145,9 @@ class NegativeLogLikelihood:
 class UserLoss:
     """A loss of the user's own, brought to sum form: `loss(outputs, batch) -> scalar`.
 
-    `reduction` says what the scalar is over the batch: a `"sum"` over samples, a `"mean"` over samples (multiplied by B),
-    or a `"token_mean"` over all labelled tokens of the batch (multiplied by their number, so that a sample's gradient is
-    that of its own summed token losses).
+    `reduction` says what the scalar is over the batch: a `"sum"` over samples, a `"mean"` over samples (multiplied by
+    B), or a `"token_mean"` over all labelled tokens of the batch (multiplied by their number, so that a sample's
+    gradient is that of its own summed token losses).
     """
 
     def __init__(self, loss: Callable[[Any, Batch], torch.Tensor], reduction: LossReduction) -> None:
@@ -146,7 +162,11 @@ class UserLoss:
         if self.reduction == "mean":
             return value * len(batch.index)
         if self.reduction == "token_mean":
-            labelled = (batch.labels != -100).sum() if batch.labels is not None and batch.labels.dim() > 1 else batch.lengths.sum()
+            labelled = (
+                (batch.labels != -100).sum()
+                if batch.labels is not None and batch.labels.dim() > 1
+                else batch.lengths.sum()
+            )
             return value * labelled.to(value.device)
         return value
 

@@ -29,7 +29,9 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
                 mask = masks[name]
             else:
                 continue
-            handles.append(_mask_input(model.get_submodule(block.projection), mask.repeat_interleave(block.units.width)))
+            handles.append(
+                _mask_input(model.get_submodule(block.projection), mask.repeat_interleave(block.units.width))
+            )
         yield model
     finally:
         for handle in handles:

@@ -1,4 +1,4 @@
-"""Running a model one block at a time over stored residual streams, so that a block can be refitted before the next runs."""
+"""Running a model one block at a time over stored residual streams: a block can be refitted before the next runs."""
 
 from __future__ import annotations
 

@@ -68,10 +68,10 @@ class UnitGroup:
 class Block:
     """One attention or feed-forward half of a layer, and how to run it alone.
 
-    With `h` the hidden state that enters the block and `x` the input of its output projection (shape `[B, T, size * width]`):
+    With `h` the hidden state that enters the block and `x` `[B, T, size * width]` the input of its output projection:
 
-    - `x` is found by running `entry` on `h` up to the projection; an empty `entry` means the layer itself, whose own call
-      arguments (masks, positions) it needs: the case of attention;
+    - `x` is found by running `entry` on `h` up to the projection; an empty `entry` means the layer itself, whose own
+      call arguments (masks, positions) it needs: the case of attention;
     - the residual stream behind the block is `h + projection(x)`;
     - the next block's `h` is that stream after the modules of `exit` (post-norm families: the norm).
 
@@ -123,7 +123,7 @@ class Adapter(Protocol):
         ...
 
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:
-        """Bring derived attributes, the config's per-layer entries and emptied blocks in line after the weights were cut.
+        """Bring derived attributes, the config's per-layer entries and emptied blocks in line with the cut weights.
 
         `anatomy` is the one from before the cut, `kept[name]` the kept unit indices of every group.
         """

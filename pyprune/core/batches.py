@@ -118,8 +118,8 @@ def _close(order: Sequence[int], lengths: Sequence[int], max_tokens: int, max_pa
 def batching(model: nn.Module) -> dict[str, Any]:
     """How samples are batched on the model's device.
 
-    Without padding on CPUs, where small batches cost nothing; a GPU would be starved by batches of one length, and takes
-    up to a tenth of padding for large ones.
+    Without padding on CPUs, where small batches cost nothing; a GPU would be starved by batches of one length, and
+    takes up to a tenth of padding for large ones.
     """
     if next(model.parameters()).device.type == "cpu":
         return {"max_tokens": 4096, "max_padding": 0.0}

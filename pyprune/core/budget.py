@@ -24,11 +24,13 @@ class Limit:
     relative: bool
 
     def __str__(self) -> str:
-        return f"{self.amount:.4g} of the dense {self.resource}" if self.relative else f"{self.amount:.4g} {self.resource}"
+        return (
+            f"{self.amount:.4g} of the dense {self.resource}" if self.relative else f"{self.amount:.4g} {self.resource}"
+        )
 
 
 def parse_amount(resource: str, value: float | int | str) -> Limit:
-    """Read `0.6`, `"60%"` (shares) or `"1.2G"`, `"7M"` (absolute; also plain numbers above 1 given as text with a suffix).
+    """Read `0.6` or `"60%"` (shares of the dense model), `"1.2G"` or `"7M"` (absolute amounts, always with a suffix).
 
     Raises BudgetError for NaN, zero, negative figures, shares above 1 and unknown suffixes.
     """
@@ -51,7 +53,9 @@ def parse_amount(resource: str, value: float | int | str) -> Limit:
     if math.isnan(number) or number <= 0:
         raise BudgetError(f"budget {resource}={value!r} must be above 0")
     if relative and number > 1:
-        raise BudgetError(f"budget {resource}={value!r} is a share and must not exceed 1 (or give an amount such as 1.2G)")
+        raise BudgetError(
+            f"budget {resource}={value!r} is a share and must not exceed 1 (or give an amount such as 1.2G)"
+        )
     if math.isinf(number):
         raise BudgetError(f"budget {resource}={value!r} must be finite")
     return Limit(resource, number, relative)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.errors import InputError, MismatchError
+from pyprune.core.errors import MismatchError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.storage import read_json, write_json
@@ -33,7 +33,9 @@ class Partial:
             known = read_json(self.folder / _SETTINGS)
             if known != settings:
                 odd = sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k))
-                raise MismatchError(f"{self.folder} was made with another {odd[0]} ({known.get(odd[0])}); run without --resume")
+                raise MismatchError(
+                    f"{self.folder} was made with another {odd[0]} ({known.get(odd[0])}); run without --resume"
+                )
         else:
             self.folder.mkdir(parents=True)
             write_json(self.folder / _SETTINGS, settings)
@@ -54,7 +56,7 @@ class Partial:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short hash of a model's weights: names, shapes, and of every tensor its sum and first values (not every byte)."""
+    """A short hash of a model's weights: names, shapes, and every tensor's sum and first values (not every byte)."""
     digest = hashlib.sha256()
     for name, p in model.named_parameters():
         flat = p.detach().flatten()

@@ -18,8 +18,8 @@ from pyprune.core.storage import read_json, write_json
 class Plan:
     """`kept[name]` holds the kept unit indices of a group: sorted, int64, without repeats.
 
-    `sizes[name]` is the group's size before pruning, `length` the sequence length at which FLOPs are counted, and `meta`
-    records where the plan came from (criterion, budget, seed, model).
+    `sizes[name]` is the group's size before pruning, `length` the sequence length at which FLOPs are counted, and
+    `meta` records where the plan came from (criterion, budget, seed, model).
     """
 
     kept: dict[str, torch.Tensor]
@@ -29,7 +29,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.kept.keys() != self.sizes.keys():
-            raise InputError(f"plan: groups with and without a size differ: {sorted(self.kept.keys() ^ self.sizes.keys())}")
+            raise InputError(
+                f"plan: groups with and without a size differ: {sorted(self.kept.keys() ^ self.sizes.keys())}"
+            )
         for name, index in self.kept.items():
             index = torch.as_tensor(index, dtype=torch.int64).flatten().cpu()
             if index.numel() and (index.min() < 0 or index.max() >= self.sizes[name]):
@@ -60,7 +62,10 @@ class Plan:
         sizes = {g.name: g.size for g in anatomy.groups}
         if self.sizes != sizes:
             odd = sorted(n for n in self.sizes.keys() | sizes.keys() if self.sizes.get(n) != sizes.get(n))
-            raise MismatchError(f"the plan was made for another model: {odd[0]} has {sizes.get(odd[0], 'no')} units here, {self.sizes.get(odd[0], 'none')} in the plan")
+            raise MismatchError(
+                f"the plan was made for another model: {odd[0]} has {sizes.get(odd[0], 'no')} units here, "
+                f"{self.sizes.get(odd[0], 'none')} in the plan"
+            )
 
     def cost(self, anatomy: Anatomy, resource: str) -> float:
         """Kept FLOPs (per sequence of `self.length` tokens) or parameters of the prunable blocks."""
@@ -79,8 +84,8 @@ class Plan:
                 f"{gone * g.cost.flops(self.length) / flops:>14.2%}{gone * g.cost.params / params:>14.2%}"
             )
         lines.append(
-            f"blocks keep {self.cost(anatomy, 'flops') / flops:.2%} of their FLOPs at {self.length:.1f} tokens a sequence "
-            f"and {self.cost(anatomy, 'params') / params:.2%} of their weights"
+            f"blocks keep {self.cost(anatomy, 'flops') / flops:.2%} of their FLOPs at {self.length:.1f} tokens a "
+            f"sequence and {self.cost(anatomy, 'params') / params:.2%} of their weights"
         )
         return "\n".join(lines)
 
@@ -93,7 +98,7 @@ class Plan:
         """Read a plan, edited by hand or not; InputError says what is wrong with it."""
         data = read_json(path)
         if data.get("pyprune_plan") != 1 or not isinstance(data.get("groups"), Mapping):
-            raise InputError(f"{path}: not a pyprune plan (no \"pyprune_plan\": 1 and \"groups\")")
+            raise InputError(f'{path}: not a pyprune plan (no "pyprune_plan": 1 and "groups")')
         try:
             kept = {name: torch.tensor(g["keep"], dtype=torch.int64) for name, g in data["groups"].items()}
             sizes = {name: int(g["size"]) for name, g in data["groups"].items()}

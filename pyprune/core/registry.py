@@ -1,4 +1,4 @@
-"""Names for things that users choose by name. A name is taken once, and an unknown one is answered with the known ones."""
+"""Names for things that users choose by name: a name is taken once, an unknown one is answered with the known ones."""
 
 from __future__ import annotations
 

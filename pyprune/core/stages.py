@@ -44,7 +44,9 @@ class Stages:
 
     def progress(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
         """`items` behind a progress bar on stderr (tqdm shows the time left); plain when quiet."""
-        return tqdm(items, desc=description, total=total, disable=self.quiet, leave=False, file=sys.stderr, dynamic_ncols=True)
+        return tqdm(
+            items, desc=description, total=total, disable=self.quiet, leave=False, file=sys.stderr, dynamic_ncols=True
+        )
 
 
 def _reset_peak() -> None:

@@ -13,9 +13,10 @@ import torch
 class Statistics:
     """Per-sample gradients of the summed loss with respect to unit masks, at mask 1.
 
-    `gradients[name]` is `[S * P, size]` fp32: row `s * P + p` belongs to sample `s` (in the data's own order, however it
-    was batched) and to cotangent draw `p` of `P = draws`. Diagonal and block Fisher information derive from it.
-    `lengths` is `[S]` int64, the real tokens of each sample. `meta` says how it was collected (cotangent, seed, model, dtype).
+    `gradients[name]` is `[S * P, size]` fp32: row `s * P + p` belongs to sample `s` (in the data's own order, however
+    it was batched) and to cotangent draw `p` of `P = draws`. Diagonal and block Fisher information derive from it.
+    `lengths` is `[S]` int64, the real tokens of each sample. `meta` says how it was collected (cotangent, seed, model,
+    dtype).
     """
 
     gradients: dict[str, torch.Tensor]

@@ -28,7 +28,9 @@ def read_passages(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"data: {path} is not a file; give a .txt file (passages split by blank lines) or a .jsonl file")
+        raise InputError(
+            f"data: {path} is not a file; give a .txt file (passages split by blank lines) or a .jsonl file"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

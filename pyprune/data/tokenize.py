@@ -45,7 +45,9 @@ def to_samples(data: Any, tokenizer: Any, length: int, model_type: str | None = 
             label = row.get("labels", row.get("label"))
             labels += [] if label is None else [label]
         else:
-            raise InputError(f"data: cannot use a row of type {type(row).__name__}; give texts or mappings with text or input_ids")
+            raise InputError(
+                f"data: cannot use a row of type {type(row).__name__}; give texts or mappings with text or input_ids"
+            )
     if texts and inputs:
         raise InputError("data: rows with text and rows with input_ids are mixed")
     truncated = 0
@@ -62,7 +64,10 @@ def to_samples(data: Any, tokenizer: Any, length: int, model_type: str | None = 
         truncated = sum(len(row["input_ids"]) > length for row in inputs)
         inputs = [{key: value[:length] for key, value in row.items()} for row in inputs]
     pad = getattr(tokenizer, "pad_token_id", None) or 0
-    tensors = [torch.as_tensor(label)[..., :length] if torch.as_tensor(label).dim() else torch.as_tensor(label) for label in labels]
+    tensors = [
+        torch.as_tensor(label)[..., :length] if torch.as_tensor(label).dim() else torch.as_tensor(label)
+        for label in labels
+    ]
     return Samples(inputs, tensors or None, {"input_ids": pad}, truncated)
 
 
@@ -71,7 +76,11 @@ def _unbatched(row: Mapping[str, Any]) -> Iterable[tuple[dict[str, torch.Tensor]
     label = row.get("labels", row.get("label"))
     keys = [key for key in ("input_ids", "token_type_ids") if key in row]
     tensors = {key: torch.as_tensor(row[key]) for key in keys}
-    mask = torch.as_tensor(row["attention_mask"]).bool() if "attention_mask" in row else torch.ones_like(tensors["input_ids"]).bool()
+    mask = (
+        torch.as_tensor(row["attention_mask"]).bool()
+        if "attention_mask" in row
+        else torch.ones_like(tensors["input_ids"]).bool()
+    )
     if tensors["input_ids"].dim() == 1:
         yield {key: value[mask] for key, value in tensors.items()}, label
         return

@@ -1,4 +1,4 @@
-"""Weight magnitude: the squared L2 norm of all weights that go with a unit (Han et al. 2015, grouped as in Li et al. 2017).
+"""Weight magnitude: the squared L2 norm of a unit's weights (Han et al. 2015, grouped as in Li et al. 2017).
 
 The norm is summed, not averaged: a budget search weighs a score against the unit's cost, which grows with its weights.
 """

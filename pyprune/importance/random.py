@@ -12,5 +12,6 @@ def random(evidence: Evidence) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(evidence.seed)
     # A unit's score is proportional to its size, so that heads and neurons compete per weight.
     return {
-        g.name: torch.rand(g.size, generator=generator, dtype=torch.float64) * g.cost.params for g in evidence.anatomy.groups
+        g.name: torch.rand(g.size, generator=generator, dtype=torch.float64) * g.cost.params
+        for g in evidence.anatomy.groups
     }

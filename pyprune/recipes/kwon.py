@@ -1,7 +1,8 @@
-"""Fast post-training pruning (Kwon et al., NeurIPS 2022): Fisher search, rearrangement, mask tuning; or the stronger refit.
+"""Fast post-training pruning (Kwon et al., NeurIPS 2022): Fisher search, rearrangement, tuning or a stronger refit.
 
-Beyond the publication: per-sample Fisher information, no labels needed, exact search with floors, no masks in the graph,
-and a least-squares refit of the output projections in place of mask tuning (`tuning="mask"` gives the published one).
+Beyond the publication: per-sample Fisher information, no labels needed, exact search with floors, no masks in the
+graph, and a least-squares refit of the output projections in place of mask tuning (`tuning="mask"` gives the published
+one).
 """
 
 from __future__ import annotations
@@ -76,11 +77,21 @@ class Kwon:
         if criterion.needs_data:
             name = self._cotangent_name(model)
             draws = self.draws or (1 if name == "labels" else 2)
-            meta |= {"cotangent": name, "draws": draws, "samples": len(samples), "mean_length": float(samples.lengths.double().mean())}
+            meta |= {
+                "cotangent": name,
+                "draws": draws,
+                "samples": len(samples),
+                "mean_length": float(samples.lengths.double().mean()),
+            }
             scored = model if self.score_dtype in (None, model.dtype) else copy.deepcopy(model).to(self.score_dtype)
             batches = samples.batches(**batching(model))
             statistics = collect(
-                scored, anatomy, stages.progress(batches, "score"), self._cotangent(name, model, seed), samples.lengths, draws
+                scored,
+                anatomy,
+                stages.progress(batches, "score"),
+                self._cotangent(name, model, seed),
+                samples.lengths,
+                draws,
             )
         values = criterion.values(Evidence(model, anatomy, statistics, seed))
         return Scores(values, meta, statistics)
@@ -119,7 +130,9 @@ class Kwon:
         if scores is None:
             raise InputError("mask tuning needs the scores: its teacher is the model at the square root of the budget")
         dense_anatomy = adapter.anatomy(dense)
-        share = Limit("flops", math.sqrt(plan.cost(dense_anatomy, "flops") / dense_anatomy.flops(plan.length)), relative=True)
+        share = Limit(
+            "flops", math.sqrt(plan.cost(dense_anatomy, "flops") / dense_anatomy.flops(plan.length)), relative=True
+        )
         teacher = slice_(copy.deepcopy(dense), adapter, search(scores, dense_anatomy, Budget((share,)), plan.length))
         return tune_masks(student, anatomy, teacher, adapter.anatomy(teacher), batches, stages)
 
@@ -132,7 +145,9 @@ class Kwon:
         if name == "embedding":
             return EmbeddingProbe(seed)
         if not has_logits(model):
-            raise InputError(f"cotangent {name!r} needs a model with logits; {type(model).__name__} has none, use 'embedding'")
+            raise InputError(
+                f"cotangent {name!r} needs a model with logits; {type(model).__name__} has none, use 'embedding'"
+            )
         labels: Literal["given", "sampled"] = "given" if name == "labels" else "sampled"
         return NegativeLogLikelihood(labels, is_causal(model), model.config, seed, self.tokens)
 

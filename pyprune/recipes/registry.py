@@ -26,12 +26,21 @@ class Recipe(Protocol):
         """What every unit is worth on `samples`."""
         ...
 
-    def plan(self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int]) -> Plan:
+    def plan(
+        self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int]
+    ) -> Plan:
         """Which units stay under `budget`, FLOPs counted at `length` tokens a sequence."""
         ...
 
     def tune(
-        self, student: nn.Module, dense: nn.Module, adapter: Adapter, plan: Plan, scores: Scores | None, samples: Samples, stages: Stages
+        self,
+        student: nn.Module,
+        dense: nn.Module,
+        adapter: Adapter,
+        plan: Plan,
+        scores: Scores | None,
+        samples: Samples,
+        stages: Stages,
     ) -> list[Outcome]:
         """Get accuracy back without training: change the sliced `student` in place with `dense` as the teacher."""
         ...

@@ -1,4 +1,4 @@
-"""The walk that mask tuning and refit share: block after block, the student's output projection is fitted to the teacher.
+"""The walk that mask tuning and refit share: block after block, the student's projection is fitted to the teacher.
 
 Student (pruned) and teacher read the same data. Only the residual streams at the current block are kept, one `[N, d]`
 pair for all tokens, with the student's kept activations of the one block in hand; every batch crosses every block
@@ -23,7 +23,7 @@ from pyprune.core.stages import Stages
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one block: `fitted`, with the share of the target's energy still missing `before` and `after`, or why not."""
+    """What became of one block: `fitted`, and the share of the target's energy missing `before` and `after`, or why."""
 
     block: str
     fitted: bool
@@ -36,7 +36,7 @@ class Fit(Protocol):
     """Statistics of one block and their solution."""
 
     def add(self, x: torch.Tensor, target: torch.Tensor) -> None:
-        """`x` `[N, size * width]`: the projection's inputs at real tokens; `target` `[N, d]`: what it should put out."""
+        """`x` `[N, size * width]`: projection inputs at real tokens; `target` `[N, d]`: what it should put out."""
         ...
 
     def solve(self) -> Outcome:
@@ -54,7 +54,7 @@ class _Stream:
 
 
 class _Rows:
-    """Hands rows to a fit by the thousands: a Gram matrix of a batch of few rows costs as much to add up as to compute."""
+    """Hands rows to a fit by the thousands: a Gram matrix of few rows costs as much to add up as to compute."""
 
     _AT_LEAST = 8192
 

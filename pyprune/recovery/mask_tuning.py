@@ -1,9 +1,10 @@
 """Mask tuning (Kwon et al. 2022, section 4.4): one scale per kept unit, by damped least squares.
 
-For block after block, with the student's kept activations and b = (teacher's residual stream - student's incoming stream
-- output bias), the scales s minimise ||A s - b||^2, column A_j being what unit j writes to the stream. The publication's
-code solves x = LSMR(A'A, A'b - A'A 1, damp=1) and takes s = 1 + x. A'A = Q diag(l) Q' is symmetric, so that is exactly
-x = Q diag(l / (l^2 + 1)) Q' (A'b - A'A 1), which is computed here, on the model's device. The scales are folded into the weights.
+For block after block, with the student's kept activations and b = (teacher's residual stream - student's incoming
+stream - output bias), the scales s minimise ||A s - b||^2, column A_j being what unit j writes to the stream. The
+publication's code solves x = LSMR(A'A, A'b - A'A 1, damp=1) and takes s = 1 + x. A'A = Q diag(l) Q' is symmetric, so
+that is exactly x = Q diag(l / (l^2 + 1)) Q' (A'b - A'A 1), which is computed here, on the model's device. The scales
+are folded into the weights.
 
 Two defects of the published code are mended: a block whose solution is refused (a scale above 10, or not finite) is
 reported and left alone while later blocks are still tuned; the teacher's budget is the caller's, made afresh.
@@ -102,4 +103,6 @@ def tune_masks(
             return Outcome(block.units.name, False, "the first layer's attention is left alone, as published")
         return _Scales(projection, block)
 
-    return fit_blocks(student, student_anatomy, teacher, teacher_anatomy, batches, start, stages or Stages(quiet=True), "mask tuning")
+    return fit_blocks(
+        student, student_anatomy, teacher, teacher_anatomy, batches, start, stages or Stages(quiet=True), "mask tuning"
+    )

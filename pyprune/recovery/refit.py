@@ -1,4 +1,4 @@
-"""Least-squares refit: every output projection is solved anew, so that the pruned model's residual stream follows the dense one.
+"""Least-squares refit: every output projection is solved anew, so that the pruned model's stream follows the dense one.
 
 For a block with kept inputs X `[N, n]`, dense stream S_T and own incoming stream H_S, the projection (W, b) minimises
 
@@ -89,9 +89,10 @@ def refit(
     damping: float = 1e-2,
     stages: Stages | None = None,
 ) -> list[Outcome]:
-    """Refit all output projections of the pruned `student` in place to the dense `teacher`; returns what became of each block.
+    """Refit all output projections of the pruned `student` in place to the dense `teacher`; what became of each block.
 
-    `damping` is relative to the mean diagonal of the block's centred Gram matrix. Raises InputError when it is not positive.
+    `damping` is relative to the mean diagonal of the block's centred Gram matrix. Raises InputError when it is not
+    positive.
     """
     if not damping > 0:
         raise InputError(f"damping={damping} must be positive")
@@ -100,4 +101,6 @@ def refit(
         assert isinstance(projection, nn.Linear)
         return _LeastSquares(projection, block, damping)
 
-    return fit_blocks(student, student_anatomy, teacher, teacher_anatomy, batches, start, stages or Stages(quiet=True), "refit")
+    return fit_blocks(
+        student, student_anatomy, teacher, teacher_anatomy, batches, start, stages or Stages(quiet=True), "refit"
+    )

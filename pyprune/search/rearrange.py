@@ -7,8 +7,6 @@ publication runs as one op, O(units) a step.
 
 from __future__ import annotations
 
-import torch
-
 from pyprune import ops
 from pyprune.core.plan import Plan
 from pyprune.core.statistics import Statistics

@@ -1,8 +1,9 @@
 """The exact best plan for additive scores under one or several budgets.
 
-Units of one *cost class* (all heads, all neurons) cost the same, so a best plan keeps the highest scores of each class and
-only the numbers per class are open. All counts of every class but the largest are tried, and the largest class fills
-what is left of the budget (Kwon et al. 2022, algorithm 1, whose published code allows one head at least and no floors).
+Units of one *cost class* (all heads, all neurons) cost the same, so a best plan keeps the highest scores of each class
+and only the numbers per class are open. All counts of every class but the largest are tried, and the largest class
+fills what is left of the budget (Kwon et al. 2022, algorithm 1, whose published code asks for at least one head and
+knows no floors).
 Prefix sums give every count's value at once.
 """
 
@@ -52,7 +53,10 @@ def search(
     limits = budget.absolute(anatomy, length)
     forced = {g.name: _forced(g, scores, floor) for g in anatomy.groups}
     # A share of 1 must keep everything: sums of the same floats in another order differ in the last bits.
-    room = {r: limit * (1 + 1e-12) - sum(unit_cost(g, r, length) * len(forced[g.name]) for g in anatomy.groups) for r, limit in limits.items()}
+    room = {
+        r: limit * (1 + 1e-12) - sum(unit_cost(g, r, length) * len(forced[g.name]) for g in anatomy.groups)
+        for r, limit in limits.items()
+    }
     classes = _cost_classes(anatomy, scores, forced, limits, length)
     taken = _best_counts(classes, room)
 
@@ -125,9 +129,14 @@ def _best_counts(classes: list[_Class], room: Mapping[str, float]) -> list[int]:
     combinations = math.prod(len(cls.prefix) for cls in small)
     if combinations > _MOST_COMBINATIONS:
         raise InputError(
-            f"search: {len(classes)} different unit costs give {combinations:.1e} combinations, more than {_MOST_COMBINATIONS:.0e}"
+            f"search: {len(classes)} different unit costs give {combinations:.1e} combinations, "
+            f"more than {_MOST_COMBINATIONS:.0e}"
         )
-    counts = torch.cartesian_prod(*[torch.arange(len(cls.prefix)) for cls in small]) if small else torch.zeros(1, 0, dtype=torch.int64)
+    counts = (
+        torch.cartesian_prod(*[torch.arange(len(cls.prefix)) for cls in small])
+        if small
+        else torch.zeros(1, 0, dtype=torch.int64)
+    )
     counts = counts.view(combinations, len(small))
     value = torch.zeros(combinations, dtype=torch.float64)
     fill = torch.full((combinations,), len(large.unit_of), dtype=torch.int64)
