@@ -59,10 +59,10 @@ Tensor rearrange(const Tensor& gram, const Tensor& order, const Tensor& dots, in
   const int64_t* unit = order.const_data_ptr<int64_t>();
   std::vector<double> d(dots.const_data_ptr<double>(), dots.const_data_ptr<double>() + n);
   std::vector<double> cost(n, kNever), nothing(n, 0.0);
-  for (int64_t i = 0; i < keep; ++i) cost[unit[i]] = k[unit[i] * n + unit[i]];
+  for (int64_t i = 0; i < n - keep; ++i) cost[unit[i]] = k[unit[i] * n + unit[i]];
 
   const double* left = nothing.data();
-  for (int64_t i = keep; i < n; ++i) {
+  for (int64_t i = n - keep; i < n; ++i) {
     const int64_t u = unit[i];
     cost[u] = k[u * n + u];
     double best = kNever;
@@ -79,7 +79,7 @@ Tensor rearrange(const Tensor& gram, const Tensor& order, const Tensor& dots, in
   Tensor kept = torch::stable::new_empty(order, {keep});
   int64_t* out = kept.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < n; ++i)
-    if (cost[i] != kNever) *out++ = i;
+    if (cost[i] == kNever) *out++ = i;
   return kept;
 }
 

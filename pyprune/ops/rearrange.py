@@ -1,7 +1,8 @@
-"""rearrange: exchange kept units so that the mask gradients of the kept ones cancel (Kwon et al. 2022, §4.2).
+"""rearrange: exchange pruned units so that the mask gradients of the pruned ones cancel (Kwon et al. 2022, §4.2).
 
-Fisher search keeps the units with the largest diagonal; rearrangement then accounts for the off-diagonal of one layer's
-Fisher block, at the same number of kept units.
+Fisher search prunes the units with the smallest diagonal; rearrangement then accounts for the off-diagonal of one
+block's Fisher matrix `F = g^T g`, at the same number of pruned units: the loss that pruning a set P costs is `1_P^T F
+1_P`.
 """
 
 from collections.abc import Iterator
@@ -17,20 +18,21 @@ SCHEMA = "(Tensor g, int keep) -> Tensor"
 
 
 def rearrange(g: Tensor, keep: int) -> Tensor:
-    """The units to keep: an exchange minimisation of ||sum over kept i of g[:, i]||^2 at `keep` units.
+    """The units to keep such that ||sum over pruned i of g[:, i]||^2 is small, by exchange.
 
-    g: `[S, n]`, one row of mask gradients per sample, any floating dtype; the arithmetic is float64 on the CPU.
+    g: `[S, n]`, one row of mask gradients per sample, any floating dtype; the arithmetic is float64.
     keep: how many units to keep, 0 to n.
 
-    P starts as the `keep` units of smallest norm. Every other unit joins in order of its norm, and each time the member
-    goes whose removal leaves the smallest norm of the sum (it may be the one that just joined). Ties: the lowest index.
+    The pruned set starts as the n - keep units of smallest norm. Every other unit joins in order of its norm, and each
+    time the member leaves without which the norm of the sum is smallest (it may be the one that just joined). Ties: the
+    lowest index.
 
-    Returns int64 `[keep]`, sorted, on g's device. Not differentiable.
+    Returns the kept units, int64 `[keep]`, sorted, on g's device. Not differentiable.
 
     Raises: InputError for a g that is not `[S, n]` or a `keep` out of range; NumericsError for NaN or Inf.
 
-    >>> rearrange(torch.tensor([[1.0, 2.0, -2.0, 3.0]]), keep=2)
-    tensor([1, 2])
+    >>> rearrange(torch.tensor([[1.0, 2.0, -2.0, 3.0]]), keep=2)  # pruning 2 and -2 costs nothing
+    tensor([0, 3])
     """
     return torch.ops.pyprune.rearrange.default(g, keep)
 
@@ -51,21 +53,21 @@ def check_values(g: Tensor, keep: int) -> None:
 def reference(g: Tensor, keep: int) -> Tensor:
     """The definition, O(samples * n) per step, in float64."""
     g = g.double()
+    units = g.shape[1]
     order = g.square().sum(0).argsort(stable=True)
-    kept = torch.zeros(g.shape[1], dtype=torch.bool, device=g.device)
-    kept[order[:keep]] = True
-    if keep == 0:
-        return kept.nonzero()[:, 0]
-    total = g[:, kept].sum(1)
-    for unit in order[keep:].tolist():
-        kept[unit] = True
-        total = total + g[:, unit]
-        members = kept.nonzero()[:, 0]
-        norms = (total[:, None] - g[:, members]).square().sum(0)
-        removed = members[int((norms == norms.min()).nonzero()[0])]
-        kept[removed] = False
-        total = total - g[:, removed]
-    return kept.nonzero()[:, 0]
+    pruned = torch.zeros(units, dtype=torch.bool, device=g.device)
+    if keep < units:
+        pruned[order[: units - keep]] = True
+        total = g[:, pruned].sum(1)
+        for unit in order[units - keep :].tolist():
+            pruned[unit] = True
+            total = total + g[:, unit]
+            members = pruned.nonzero()[:, 0]
+            costs = (total[:, None] - g[:, members]).square().sum(0)
+            leaves = members[int((costs == costs.min()).nonzero()[0])]
+            pruned[leaves] = False
+            total = total - g[:, leaves]
+    return (~pruned).nonzero()[:, 0]
 
 
 def run_cpp(g: Tensor, keep: int) -> Tensor:
@@ -73,11 +75,9 @@ def run_cpp(g: Tensor, keep: int) -> Tensor:
     if keep in (0, units):
         return torch.arange(keep, device=g.device)
     wide = g.detach().to("cpu", torch.float64)
-    # All n - keep steps read two rows each of the same n, so the product pays for itself; as a triangle it would save
-    # 10 of 20 ms at n = 3072 and lose them again to reading columns.
     gram = wide.T @ wide
     order = gram.diagonal().argsort(stable=True)
-    dots = wide.T @ wide[:, order[:keep]].sum(1)
+    dots = wide.T @ wide[:, order[: units - keep]].sum(1)
     return _native.op("cpp", "rearrange")(gram, order, dots, keep).to(g.device)
 
 
@@ -95,12 +95,12 @@ def samples() -> Iterator[tuple]:
 def bytes_moved(g: Tensor, keep: int) -> int:
     """K once, and two of its rows per step, in float64."""
     units = g.shape[1]
-    return g.numel() * g.element_size() + 8 * units * (units + 2 * (units - keep)) + 8 * keep
+    return g.numel() * g.element_size() + 8 * units * (units + 2 * keep) + 8 * keep
 
 
 def flops(g: Tensor, keep: int) -> int:
     units = g.shape[1]
-    return 2 * g.shape[0] * units * units + 4 * units * (units - keep)
+    return 2 * g.shape[0] * units * units + 4 * units * keep
 
 
 OP = Op(

@@ -20,20 +20,24 @@ def normal(samples, units, seed=0):
     return torch.randn(samples, units, generator=torch.Generator().manual_seed(seed))
 
 
-def objective(g, kept):
-    return float(g.double()[:, kept].sum(1).square().sum())
+def cost(g, kept):
+    pruned = torch.ones(g.shape[1], dtype=torch.bool)
+    pruned[kept] = False
+    return float(g.double()[:, pruned].sum(1).square().sum())
 
 
 @BACKENDS
 @pytest.mark.parametrize(
     ("g", "keep", "expected"),
     [
-        # P = {0, 1}, sum 3. Unit 2 joins: sums without 0, 1, 2 are 0, -1, 3: 0 goes. Unit 3: 1, 5, 0: it goes itself.
-        ([[1.0, 2, -2, 3]], 2, [1, 2]),
-        # P = {0, 1}, sum 7. Unit 2 goes itself (9, 8, 7 without 0, 1, 2). Unit 3: -1, -2, 7: 0 goes.
-        ([[3.0, 4, 5, -5], [0, 0, 0, 0]], 2, [1, 3]),
-        # All equal: the lowest index goes, each time.
-        ([[1.0, 1, 1, 1]], 2, [2, 3]),
+        # Pruned {0, 1}, sum 3. Unit 2 joins: 0, -1, 3 without 0, 1, 2: 0 leaves. Unit 3: 1, 5, 0: it leaves itself.
+        ([[1.0, 2, -2, 3]], 2, [0, 3]),
+        # Pruned {0, 1}, sum 7. Unit 2 leaves itself (9, 8, 7 without 0, 1, 2). Unit 3: -1, -2, 7: 0 leaves.
+        ([[3.0, 4, 5, -5], [0, 0, 0, 0]], 2, [0, 2]),
+        # One of three to keep: pruned {0, 1}, and 2 brings the others' opposite: -1, 1, 5 without 0, 1, 2: 0 leaves.
+        ([[2.0, 3, -3]], 1, [0]),
+        # All equal: the lowest index leaves, each time.
+        ([[1.0, 1, 1, 1]], 2, [0, 1]),
         ([[1.0, 2, 3]], 0, []),
         ([[1.0, 2, 3]], 3, [0, 1, 2]),
     ],
@@ -68,13 +72,20 @@ def test_ties_fall_as_in_the_slow_loop(backend, data, samples, units):
 
 @BACKENDS
 @pytest.mark.parametrize("seed", range(5))
-def test_between_the_smallest_units_and_the_best_set(backend, seed):
+def test_between_the_largest_units_and_the_best_set(backend, seed):
     g, keep = normal(3, 10, seed), 4
     with ops.backend(backend):
-        found = objective(g, ops.rearrange(g, keep))
-    best = min(objective(g, list(kept)) for kept in combinations(range(10), keep))
-    smallest = objective(g, g.norm(dim=0).argsort()[:keep])
-    assert best <= found <= smallest
+        found = cost(g, ops.rearrange(g, keep))
+    best = min(cost(g, list(kept)) for kept in combinations(range(10), keep))
+    largest = cost(g, g.norm(dim=0).argsort()[-keep:])
+    assert best <= found <= largest
+
+
+@BACKENDS
+def test_improves_on_the_diagonal(backend):
+    g = normal(16, 60)
+    with ops.backend(backend):
+        assert cost(g, ops.rearrange(g, 20)) < cost(g, g.norm(dim=0).argsort()[-20:])
 
 
 @BACKENDS
