@@ -48,8 +48,10 @@ def parse_amount(resource: str, value: float | int | str) -> Limit:
             number *= _SUFFIX[suffix.upper()]
         else:
             raise BudgetError(f"budget {resource}={value!r}: unknown suffix {suffix!r}; use % or one of K M G B T")
-    else:
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
         number, relative = float(value), True
+    else:
+        raise BudgetError(f"budget {resource}={value!r} is not a number; write 0.6, 60% or an amount such as 1.2G")
     if math.isnan(number) or number <= 0:
         raise BudgetError(f"budget {resource}={value!r} must be above 0")
     if relative and number > 1:
@@ -59,6 +61,12 @@ def parse_amount(resource: str, value: float | int | str) -> Limit:
     if math.isinf(number):
         raise BudgetError(f"budget {resource}={value!r} must be finite")
     return Limit(resource, number, relative)
+
+
+def amount_text(amount: float) -> str:
+    """`amount` as `parse_amount` reads it, rounded up: `1234567` is `"1.234567M"`."""
+    suffix = next((s for s in "TGM" if amount >= _SUFFIX[s]), "K")
+    return f"{math.ceil(amount / _SUFFIX[suffix] * 1e6) / 1e6:.6f}".rstrip("0").rstrip(".") + suffix
 
 
 @dataclass(frozen=True)

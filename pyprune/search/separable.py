@@ -18,10 +18,13 @@ from dataclasses import dataclass
 import torch
 
 from pyprune.core.anatomy import Anatomy, UnitGroup
-from pyprune.core.budget import Budget, unit_cost
+from pyprune.core.budget import Budget, amount_text, unit_cost
 from pyprune.core.errors import BudgetError, InputError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
+
+# A share of 1 must keep everything: sums of the same floats in another order differ in the last bits.
+_ROUNDING = 1 + 1e-12
 
 # Counts of the smaller classes that are tried at once: 1e7 float64 values, 80 MB.
 _MOST_COMBINATIONS = 10_000_000
@@ -52,9 +55,8 @@ def search(
     check_feasible(budget, anatomy, length, floor)
     limits = budget.absolute(anatomy, length)
     forced = {g.name: _forced(g, scores, floor) for g in anatomy.groups}
-    # A share of 1 must keep everything: sums of the same floats in another order differ in the last bits.
     room = {
-        r: limit * (1 + 1e-12) - sum(unit_cost(g, r, length) * len(forced[g.name]) for g in anatomy.groups)
+        r: limit * _ROUNDING - sum(unit_cost(g, r, length) * len(forced[g.name]) for g in anatomy.groups)
         for r, limit in limits.items()
     }
     classes = _cost_classes(anatomy, scores, forced, limits, length)
@@ -87,17 +89,27 @@ def check_feasible(budget: Budget, anatomy: Anatomy, length: float, floor: int |
     """
     if not (math.isfinite(length) and length > 0):
         raise InputError(f"length={length} must be positive")
+    groups = [g for g in anatomy.groups if g.size]
+    if not groups:
+        raise InputError("the model has no units left to prune")
+    if not isinstance(floor, int) and (unknown := sorted(floor.keys() - {g.name for g in anatomy.groups})):
+        raise InputError(f"floor: {unknown[0]!r} is no unit group of the model")
     limits = budget.absolute(anatomy, length)
+    forced = [(g, min(_least(floor, g.name), g.size)) for g in groups]
     for limit in budget.limits:
-        costs = {g.name: unit_cost(g, limit.resource, length) for g in anatomy.groups if g.size}
-        least = sum(cost * min(_least(floor, name), anatomy.block(name).units.size) for name, cost in costs.items())
-        least = least or min(costs.values())
-        if least > limits[limit.resource] * (1 + 1e-12):
+        cost = {g.name: unit_cost(g, limit.resource, length) for g in groups}
+        least = sum(cost[g.name] * count for g, count in forced) or min(cost.values())
+        if least > limits[limit.resource] * _ROUNDING:
             dense = anatomy.flops(length) if limit.resource == "flops" else anatomy.params()
+            share = math.ceil(least / dense * 1e6) / 1e4
             raise BudgetError(
-                f"budget of {limit} cannot be met: the smallest feasible one is {math.ceil(least / dense * 1e6) / 1e4:.4f}% "
-                f"({least:.6g} {limit.resource}); lower the floors or raise the budget"
+                f"budget of {limit} cannot be met: the smallest feasible one is {share:.4f}% "
+                f"({amount_text(least)} {limit.resource}); lower the floors or raise the budget"
             )
+    if not any(count for _, count in forced) and not any(
+        all(unit_cost(g, r, length) <= limit * _ROUNDING for r, limit in limits.items()) for g in groups
+    ):
+        raise BudgetError(f"budget of {' and '.join(map(str, budget.limits))}: no unit fits both limits; raise one")
 
 
 def _least(floor: int | Mapping[str, int], name: str) -> int:
@@ -139,21 +151,22 @@ def _best_counts(classes: list[_Class], room: Mapping[str, float]) -> list[int]:
     )
     counts = counts.view(combinations, len(small))
     value = torch.zeros(combinations, dtype=torch.float64)
-    fill = torch.full((combinations,), len(large.unit_of), dtype=torch.int64)
-    spent = {resource: torch.zeros(combinations, dtype=torch.float64) for resource in room}
+    spent = {resource: torch.zeros_like(value) for resource in room}
     for column, cls in enumerate(small):
         value += cls.prefix[counts[:, column]]
-        for resource in room:
-            spent[resource] += counts[:, column] * cls.cost[resource]
+        for resource in room:  # int64 times a Python float would be float32, too coarse for FLOPs
+            spent[resource] += counts[:, column].double() * cls.cost[resource]
     feasible = torch.ones(combinations, dtype=torch.bool)
+    fill = torch.full_like(value, len(large.unit_of))
     for resource, limit in room.items():
         left = limit - spent[resource]
         feasible &= left >= 0
-        fill = torch.minimum(fill, (left / large.cost[resource]).floor().long())
+        fill = torch.minimum(fill, (left / large.cost[resource]).floor())
     fill.clamp_(min=0)
     for resource, limit in room.items():  # a quotient rounded up to an integer must not buy a unit that does not fit
-        fill -= (spent[resource] + fill * large.cost[resource] > limit).long() * (fill > 0)
-    value = torch.where(feasible, value + large.prefix[fill], -torch.inf)
+        over = (fill > 0) & (spent[resource] + fill * large.cost[resource] > limit)
+        fill -= over.double()
+    value = torch.where(feasible, value + large.prefix[fill.long()], -torch.inf)
     # Scores of zero make ties: the plan that uses more of the first budget wins, which keeps it within one unit.
     first = next(iter(room))
     used = spent[first] + fill * large.cost[first]
