@@ -1,0 +1,1 @@
+"""Measuring: interleaved timing, result rows, latency of models."""
