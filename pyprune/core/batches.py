@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class Batch:
     """`inputs` are the model's keyword arguments, `[B, T]` each; `index` `[B]` names the samples they came from.
 
     `lengths` `[B]` are real tokens. `inputs["attention_mask"]` is absent when nothing is padded, which lets attention
-    run without a mask. `labels` is `[B]`, or `[B, T]` padded with -100, or None.
+    run without a mask. `labels` is `[B]`, `[B, L]`, or `[B, T]` padded with -100 when every token has one, or None.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -42,9 +43,10 @@ class Batch:
 
 @dataclass
 class Samples:
-    """Tokenised samples without padding: `inputs[s][key]` is `[T_s]` int64, `labels[s]` a scalar or `[T_s]` tensor.
+    """Tokenised samples without padding: `inputs[s][key]` is `[T_s]` int64.
 
-    `truncated` counts the samples that were cut to the length asked for.
+    `labels[s]` is a scalar, `[T_s]` integers, or a vector of one size for all (multi-label targets, the start and end
+    of an answer). `truncated` counts the samples that were cut to the length asked for.
     """
 
     inputs: list[dict[str, torch.Tensor]]
@@ -57,13 +59,27 @@ class Samples:
             raise InputError("data: no samples")
         if any(length == 0 for length in self.lengths.tolist()):
             raise InputError("data: a sample has no tokens")
-        if self.labels is not None and len(self.labels) != len(self.inputs):
+        if any(row.keys() != self.inputs[0].keys() for row in self.inputs):
+            raise InputError(f"data: samples differ in their inputs; the first has {', '.join(self.inputs[0])}")
+        if self.labels is None:
+            return
+        if len(self.labels) != len(self.inputs):
             raise InputError(f"data: {len(self.inputs)} samples but {len(self.labels)} labels")
+        if not self.token_labels and any(label.shape != self.labels[0].shape for label in self.labels):
+            raise InputError("data: labels must be one per sample, one per token, or vectors of one size")
+
+    @cached_property
+    def token_labels(self) -> bool:
+        """Whether every token has a label: integers, as many as the sample has tokens."""
+        if self.labels is None:
+            return False
+        rows = zip(self.labels, self.lengths.tolist(), strict=True)
+        return all(row.shape == (length,) and not row.is_floating_point() for row, length in rows)
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    @property
+    @cached_property
     def lengths(self) -> torch.Tensor:
         """`[S]` int64, tokens of each sample."""
         return torch.tensor([len(next(iter(x.values()))) for x in self.inputs], dtype=torch.int64)
@@ -93,7 +109,7 @@ class Samples:
         labels = None
         if self.labels is not None:
             rows = [self.labels[s] for s in group]
-            labels = torch.stack(rows if rows[0].dim() == 0 else [_padded(row, width, -100) for row in rows])
+            labels = torch.stack([_padded(row, width, -100) for row in rows] if self.token_labels else rows)
         return Batch(inputs, torch.tensor(group), lengths, labels)
 
 

@@ -21,38 +21,45 @@ _SETTINGS, _SCORES, _PLAN = "settings.json", "scores.safetensors", "plan.json"
 class Partial:
     """The stage results that belong to the output `out`, valid for one set of `settings` (model, data, recipe, seed).
 
-    Without `resume` an older folder is cleared. With it, results made under other settings are a MismatchError: mixing
-    them in silently would make a checkpoint that nobody asked for.
+    Without `resume` an older folder is cleared, and so is one that a crash left without its settings. With it, results
+    made under other settings are a MismatchError: mixing them in silently would make a checkpoint that nobody asked
+    for.
     """
 
     def __init__(self, out: str | Path, settings: dict[str, Any], resume: bool) -> None:
-        self.folder = Path(f"{out}.partial")
-        if self.folder.exists() and not resume:
-            shutil.rmtree(self.folder)
-        if self.folder.exists():
-            known = read_json(self.folder / _SETTINGS)
-            if known != settings:
-                odd = sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k))
-                raise MismatchError(
-                    f"{self.folder} was made with another {odd[0]} ({known.get(odd[0])}); run without --resume"
-                )
-        else:
-            self.folder.mkdir(parents=True)
-            write_json(self.folder / _SETTINGS, settings)
+        self.folder = Path(f"{Path(out)}.partial")  # Path drops the slash that a shell's completion appends
+        self.settings = settings
+        if not resume or not (self.folder / _SETTINGS).exists():
+            self.remove()
+            return
+        known = read_json(self.folder / _SETTINGS)
+        if known != settings:
+            odd = sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k))
+            raise MismatchError(
+                f"{self.folder} was made with another {odd[0]} ({known.get(odd[0])}); run without --resume"
+            )
 
     def load_scores(self) -> Scores | None:
         path = self.folder / _SCORES
         return Scores.load(path) if path.exists() else None
 
     def save_scores(self, scores: Scores) -> None:
-        scores.save(self.folder / _SCORES)
+        scores.save(self._open() / _SCORES)
 
     def save_plan(self, plan: Plan) -> None:
-        plan.save(self.folder / _PLAN)
+        plan.save(self._open() / _PLAN)
 
     def remove(self) -> None:
-        """The run is finished: the checkpoint holds what is worth keeping."""
-        shutil.rmtree(self.folder)
+        """Delete the folder: the run is finished, or starts anew."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _open(self) -> Path:
+        # Made with its first result, so that a run that fails before leaves nothing behind.
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            write_json(self.folder / _SETTINGS, self.settings)
+        return self.folder
 
 
 def fingerprint(model: nn.Module) -> str:

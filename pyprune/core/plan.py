@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,14 +33,9 @@ class Plan:
             raise InputError(
                 f"plan: groups with and without a size differ: {sorted(self.kept.keys() ^ self.sizes.keys())}"
             )
-        for name, index in self.kept.items():
-            index = torch.as_tensor(index, dtype=torch.int64).flatten().cpu()
-            if index.numel() and (index.min() < 0 or index.max() >= self.sizes[name]):
-                raise InputError(f"plan: {name} keeps a unit outside 0..{self.sizes[name] - 1}")
-            ordered = torch.unique(index)
-            if ordered.numel() != index.numel():
-                raise InputError(f"plan: {name} keeps a unit twice")
-            self.kept[name] = ordered
+        if not (math.isfinite(self.length) and self.length > 0):
+            raise InputError(f"plan: length={self.length} must be positive")
+        self.kept = {name: _checked(name, index, self.sizes[name]) for name, index in self.kept.items()}
 
     @classmethod
     def keep_all(cls, anatomy: Anatomy, length: float = 1.0) -> Plan:
@@ -100,8 +96,24 @@ class Plan:
         if data.get("pyprune_plan") != 1 or not isinstance(data.get("groups"), Mapping):
             raise InputError(f'{path}: not a pyprune plan (no "pyprune_plan": 1 and "groups")')
         try:
-            kept = {name: torch.tensor(g["keep"], dtype=torch.int64) for name, g in data["groups"].items()}
+            kept = {name: torch.tensor(g["keep"]) for name, g in data["groups"].items()}
             sizes = {name: int(g["size"]) for name, g in data["groups"].items()}
             return cls(kept, sizes, float(data["length"]), dict(data.get("meta", {})))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{path}: broken plan ({type(error).__name__}: {error})") from None
+
+
+def _checked(name: str, index: torch.Tensor, size: int) -> torch.Tensor:
+    """`index` as sorted int64, or InputError."""
+    index = torch.as_tensor(index).detach().cpu()
+    whole = not (index.is_floating_point() or index.dtype == torch.bool)
+    if index.dim() != 1 or not (whole or index.numel() == 0):
+        raise InputError(f"plan: {name} must keep a list of unit numbers, found {index.dtype} {list(index.shape)}")
+    if index.numel() and (index.min() < 0 or index.max() >= size):
+        raise InputError(f"plan: {name} keeps a unit outside 0..{size - 1}")
+    ordered = index.to(torch.int64).unique()
+    if ordered.numel() != index.numel():
+        raise InputError(f"plan: {name} keeps a unit twice")
+    return ordered

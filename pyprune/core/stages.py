@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -50,16 +50,14 @@ class Stages:
 
 
 def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     # Linux resets the resident high-water mark of a process that writes 5 to its clear_refs; elsewhere the mark of the
     # whole process stands in, which is an upper bound.
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
-        try:
+        with suppress(OSError):  # a container may mount /proc read-only: the upper bound stands
             clear.write_text("5")
-        except OSError:  # a container may mount /proc read-only: the upper bound stands
-            return
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
 
 def _peak_host_mib() -> float:

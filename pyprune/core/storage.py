@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from pyprune.core.errors import InputError
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old file or the new one, never half of either."""
+@contextmanager
+def _replaced(path: str | Path) -> Iterator[Path]:
+    """A file to write beside `path`, which it replaces afterwards; nothing of it stays when writing fails."""
     path = Path(path)
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file so that a crash leaves the old file or the new one, never half of either."""
+    with _replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
@@ -42,16 +53,13 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors with a JSON-encodable `meta` in the safetensors header."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, partial, {"pyprune": json.dumps(meta)})
-    os.replace(partial, path)
+    header = {"pyprune": json.dumps(meta)}
+    with _replaced(path) as partial:
+        save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, partial, header)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote; InputError names the file when it is missing, truncated or of another origin."""
-    from safetensors import safe_open
-
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
