@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,15 @@ def read_passages(path: str | Path) -> list[str]:
             f"data: {path} is not a file; give a .txt file (passages split by blank lines) or a .jsonl file"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"data: {path} is not UTF-8 text (byte {error.start})") from None
     if "\x00" in text:
         raise InputError(f"data: {path} is a binary file, not text")
     if path.suffix == ".jsonl":
-        passages = [_row_text(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        passages = [_row_text(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
-        passages = [" ".join(p.split()) for p in text.split("\n\n")]
+        passages = [" ".join(p.split()) for p in re.split(r"\n\s*\n", text)]
     passages = _distinct([p for p in passages if p])
     if not passages:
         raise InputError(f"data: {path} holds no text")
