@@ -2,10 +2,6 @@
 
 from pyprune.models.family import Family
 
-_CROSS_ATTENTION = {
-    "add_cross_attention": "cross-attention shares the config's head count and cannot be pruned exactly"
-}
-
 FAMILIES = (
     Family(
         model_types=("bert", "roberta"),
@@ -26,7 +22,7 @@ FAMILIES = (
         head_counts=("num_attention_heads",),
         head_widths=("all_head_size",),
         derives_head_dim=True,
-        unsupported=_CROSS_ATTENTION,
+        refused=(("add_cross_attention", True, "a config has one head count for self- and cross-attention"),),
     ),
     Family(
         model_types=("distilbert",),

@@ -24,8 +24,8 @@ class Family:
 
     `head_dim`, `queries_per_unit`, `head_counts` and `head_widths` are attributes of the attention module: the first
     two are read, the others are brought in line with the heads that stay (their number, and that times `head_dim`).
-    `derives_head_dim` says that the family computes `head_dim` from the config's head count, and `unsupported` maps
-    config attributes that must not be set to the reason.
+    `derives_head_dim` says that the family computes `head_dim` from the config's head count. `refused` lists config
+    values that cannot be pruned exactly: attribute, value, reason.
     """
 
     model_types: tuple[str, ...]
@@ -47,7 +47,7 @@ class Family:
     head_counts: tuple[str, ...] = ()
     head_widths: tuple[str, ...] = ()
     derives_head_dim: bool = False
-    unsupported: Mapping[str, str] | None = None
+    refused: tuple[tuple[str, object, str], ...] = ()
 
     def anatomy(self, model: nn.Module) -> Anatomy:
         """Blocks and unit groups of `model` as it stands now, a pruned model included.
@@ -78,24 +78,29 @@ class Family:
         return self.neurons_key if group.axis == "neurons" else self.heads_key
 
     def _check(self, model: nn.Module) -> None:
-        for attribute, reason in (self.unsupported or {}).items():
-            if getattr(model.config, attribute, None):
-                raise InputError(
-                    f"{type(model).__name__} with {attribute}={getattr(model.config, attribute)!r}: {reason}"
-                )
+        for attribute, value, reason in self.refused:
+            if getattr(model.config, attribute, None) == value:
+                raise InputError(f"{type(model).__name__} with {attribute}={value!r} cannot be pruned: {reason}")
+
+    def layer_list(self, model: nn.Module) -> nn.Module | None:
+        """The list of layers of `model`; None when it is only a part of a model, such as a decoder inside its body."""
+        try:
+            return model.get_submodule(self._layer_path(model))
+        except AttributeError:
+            return None
 
     def _layer_path(self, model: nn.Module) -> str:
         prefix = getattr(model, "base_model_prefix", "")
         return f"{prefix}.{self.layers}" if prefix and hasattr(model, prefix) else self.layers
 
     def _layers(self, model: nn.Module) -> nn.Module:
-        path = self._layer_path(model)
-        try:
-            return model.get_submodule(path)
-        except AttributeError:
+        layers = self.layer_list(model)
+        if layers is None:
+            path = self._layer_path(model)
             raise InputError(
                 f"{type(model).__name__} has no {path}: give the transformers model itself, not a wrapper of it"
-            ) from None
+            )
+        return layers
 
     def _attention_block(self, path: str, index: int, layer: nn.Module) -> Block:
         head_dim = getattr(layer.get_submodule(self.attention), self.head_dim)

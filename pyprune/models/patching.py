@@ -65,8 +65,7 @@ def _extend(base: type) -> None:
         if _is_pruned(self.config):
             from pyprune.models.shrink import shrink_
 
-            shrink_(self)
-            if getattr(_constructing, "active", False):
+            if shrink_(self) and getattr(_constructing, "active", False):
                 del vars(self.config)["allow_global_per_layer_attribute_access"]
                 _constructing.active = False
         post_init(self)

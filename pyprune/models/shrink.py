@@ -19,13 +19,16 @@ def is_pruned(config: Any) -> bool:
     return config.per_layer_attributes <= {family.heads_key, family.neurons_key}
 
 
-def shrink_(model: Any) -> None:
+def shrink_(model: Any) -> bool:
     """Cut a freshly built model to its config's per-layer widths, in place; nothing happens when it has them already.
 
-    Which units stay does not matter: the weights are loaded or initialised afterwards. MismatchError when the config
-    asks for more units than the dense model has.
+    Which units stay does not matter: the weights are loaded or initialised afterwards. Returns whether `model` holds
+    the layers; a part of a model (a decoder inside its body) may not, and is left to the whole. MismatchError when the
+    config asks for more units than the dense model has.
     """
     adapter = adapter_for(model)
+    if adapter.layer_list(model) is None:
+        return False
     anatomy = adapter.anatomy(model)
     layers = model.config.per_layer_config
     kept = {}
@@ -35,3 +38,4 @@ def shrink_(model: Any) -> None:
             raise MismatchError(f"per_layer_config: {group.name} has {group.size} units in the model, not {wanted}")
         kept[group.name] = torch.arange(wanted)
     cut_(model, adapter, anatomy, kept)
+    return True

@@ -18,10 +18,10 @@ from pyprune.slicing.check import example_inputs, max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan, tiny_config, tiny_model
 
-FIRST = {
-    "pyprune first": "import pyprune\nfrom transformers import AutoModel",
-    "transformers first": "from transformers import AutoModel, BertModel\nimport pyprune",
-}
+FIRST = (
+    "import pyprune\nfrom transformers import AutoModel",
+    "from transformers import AutoModel, BertModel\nimport pyprune",
+)
 RELOAD = """
 import sys, torch
 for directory in sys.argv[1:]:
@@ -37,20 +37,26 @@ def pruned(variant, **options):
     return slice_(model, adapter, random_plan(adapter.anatomy(model)))
 
 
-@pytest.mark.parametrize("order", FIRST)
-def test_a_fresh_process_reloads_the_same_bits(order, tmp_path):
-    models = {tmp_path / variant: pruned(variant) for variant in ("bert", "llama")}
-    for directory, model in models.items():
-        model.save_pretrained(directory)
-        torch.save(example_inputs(model.config), directory / "inputs.pt")
-    command = [sys.executable, "-c", FIRST[order] + RELOAD, *models]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "per-layer attribute" not in done.stderr
-    for directory, model in models.items():
-        with torch.no_grad():
-            expected = model(**example_inputs(model.config)).last_hidden_state
-        assert torch.equal(torch.load(directory / "outputs.pt"), expected)
+def test_fresh_processes_reload_the_same_bits(tmp_path):
+    models = {variant: pruned(variant) for variant in ("bert", "llama")}
+    directories = []
+    running = []
+    for number, first in enumerate(FIRST):
+        mine = [tmp_path / f"{variant}{number}" for variant in models]
+        for directory, model in zip(mine, models.values(), strict=True):
+            model.save_pretrained(directory)
+            torch.save(example_inputs(model.config), directory / "inputs.pt")
+        command = [sys.executable, "-c", first + RELOAD, *mine]
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        directories.append(mine)
+    for process, mine in zip(running, directories, strict=True):
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert "per-layer attribute" not in errors
+        for directory, model in zip(mine, models.values(), strict=True):
+            with torch.no_grad():
+                expected = model(**example_inputs(model.config)).last_hidden_state
+            assert torch.equal(torch.load(directory / "outputs.pt"), expected)
 
 
 def test_importing_pyprune_imports_neither_torch_nor_transformers():
@@ -140,7 +146,7 @@ def test_installing_twice_changes_nothing():
     assert transformers.PreTrainedModel.post_init is post_init
 
 
-def test_a_reloaded_model_trains_and_compiles(tmp_path):
+def test_a_reloaded_model_trains_compiles_and_exports(tmp_path):
     pruned("bert").save_pretrained(tmp_path)
     model = transformers.AutoModel.from_pretrained(tmp_path)
     inputs = example_inputs(model.config)
@@ -153,9 +159,13 @@ def test_a_reloaded_model_trains_and_compiles(tmp_path):
         optimizer.step()
         losses.append(loss.item())
     assert losses[2] < losses[0]
-    exported = torch.export.export(model.eval(), (), kwargs=inputs).module()
+    model.eval()
+    exported = torch.export.export(model, (), kwargs=inputs).module()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
-        assert max_difference(exported(**inputs), model(**inputs)) < 1e-4
+        expected = model(**inputs)
+        assert max_difference(expected, compiled(**inputs)) == 0
+        assert max_difference(expected, exported(**inputs)) < 1e-4
 
 
 def test_config_entries_are_sparse_and_hold_zeros(tmp_path):

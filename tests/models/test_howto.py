@@ -1,0 +1,53 @@
+"""The example in docs/howto/add-a-model.md works as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pyprune.capture.masking import masked
+from pyprune.core.errors import InputError
+from pyprune.models.registry import FAMILIES
+from pyprune.slicing.check import example_inputs, max_difference
+from pyprune.slicing.slice import slice_
+from pyprune.testing.models import random_plan
+
+PAGE = (Path(__file__).parents[2] / "docs/howto/add-a-model.md").read_text()
+TABLE, ROW = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def opt(monkeypatch):
+    namespace = {}
+    exec(TABLE, namespace)
+    (family,) = namespace["FAMILIES"]
+    monkeypatch.setitem(FAMILIES._items, "opt", family)
+    return family
+
+
+def config(**options):
+    model_type, values = eval("{" + ROW + "}")["opt"]
+    return AutoConfig.for_model(model_type, **values, **options)
+
+
+@torch.no_grad()
+def test_the_example_prunes_and_reloads(opt, tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(), dtype=torch.float64).eval()
+    anatomy = opt.anatomy(model)
+    plan = random_plan(anatomy)
+    inputs = {**example_inputs(model.config), "use_cache": False}
+    with masked(model, anatomy, plan):
+        expected = model(**inputs)
+    sliced = slice_(model, opt, plan)(**inputs)
+    assert max_difference(expected, sliced) < 1e-12
+    model.save_pretrained(tmp_path)
+    assert max_difference(sliced, AutoModelForCausalLM.from_pretrained(tmp_path)(**inputs)) == 0
+
+
+def test_the_example_refuses_what_its_table_does_not_describe(opt):
+    model = AutoModelForCausalLM.from_config(config(do_layer_norm_before=False))
+    with pytest.raises(InputError, match="do_layer_norm_before=False cannot be pruned: the table describes"):
+        opt.anatomy(model)
