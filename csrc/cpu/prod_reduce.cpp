@@ -26,8 +26,8 @@ using torch::stable::Tensor;
 // Of 4, 8, 16 rows x 1024, 2048, 4096 columns, [32,128,3072] on 2 cores: 4 x 4096 reads 47-51 GB/s, the others 26-46.
 constexpr int64_t kColumns = 4096;
 constexpr int64_t kRows = 4;
-// Fewer tasks than threads: narrower blocks lose up to 25 % of a core's bandwidth but let the other cores in.
-constexpr int64_t kNarrowColumns = 1024;
+// Narrower blocks lose up to 25 % of a core's bandwidth: only where there are fewer tasks than threads.
+constexpr int64_t kNarrowestColumns = 512;
 
 template <int64_t R, typename T>
 PYPRUNE_INTO_CLONE void add_rows(float* __restrict acc, const T* __restrict x, const T* __restrict y, int64_t x_token,
@@ -180,7 +180,8 @@ void reduce(const Tensor& x, const Tensor& y, const std::vector<int64_t>& starts
 
   // A block holds whole groups. Columns congruent mod mod_group are spread over the row: one task folds all of it.
   const int64_t threads = torch::stable::get_num_threads(), tasks = segments.size();
-  const int64_t target = tasks < threads ? kNarrowColumns : kColumns;
+  const int64_t share = (columns * tasks / threads + 63) / 64 * 64;
+  const int64_t target = tasks < threads ? std::clamp(share, kNarrowestColumns, kColumns) : kColumns;
   const int64_t block = fold.mod_group > 0 ? columns : std::max(fold.group, target / fold.group * fold.group);
   const int64_t blocks = (columns + block - 1) / block;
   torch::stable::parallel_for(0, tasks * blocks, 1, [&](int64_t lo, int64_t hi) {

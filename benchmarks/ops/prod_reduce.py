@@ -1,0 +1,108 @@
+"""prod_reduce against eager, torch.compile, einsum and the read floor, in turns, in one run.
+
+    python benchmarks/ops/prod_reduce.py [--dry] [--repeats 40] [--cold]
+
+The floor is `x.sum()` and `y.sum()`: the same bytes read by torch's own reduction. `--cold` rotates four pairs of
+inputs, more than the caches hold. Rows go to benchmarks/results/<device>.csv unless --dry.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+
+from pyprune import ops
+from pyprune.bench.results import Results
+from pyprune.bench.timing import interleave
+from pyprune.ops.prod_reduce import bytes_moved
+
+Make = Callable[[], tuple]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CPU_SHAPES = {"32x128x3072": (32, 128, 3072), "1x4096x3072": (1, 4096, 3072), "1x128x3072": (1, 128, 3072)}
+GPU_SHAPES = {"32x128x3072": (32, 128, 3072), "64x197x3072": (64, 197, 3072), "8x2048x14336": (8, 2048, 14336)}
+# Token counts of 32 short passages, 39 on average as in natural-language-inference pairs: 1,248 of 4,096 when padded.
+# fmt: off
+LENGTHS = [15, 18, 20, 22, 24, 25, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36,
+           37, 38, 39, 40, 42, 43, 45, 46, 48, 50, 52, 55, 60, 66, 76, 72]
+# fmt: on
+
+
+def cases(device: str) -> Iterator[tuple[str, Make, int, bool]]:
+    """(name, maker of one set of arguments, group, ragged)"""
+    shapes = GPU_SHAPES if device == "cuda" else CPU_SHAPES
+    for dtype, (name, shape) in itertools.product(DTYPES, shapes.items()):
+        yield f"{name} {dtype}", lambda s=shape, d=dtype: pair(s, DTYPES[d], device), 1, False
+    for dtype in DTYPES:
+        yield f"32x128x768 heads=12 {dtype}", lambda d=dtype: pair((32, 128, 768), DTYPES[d], device), 64, False
+        tokens = sum(LENGTHS)
+        yield f"ragged 32 samples {tokens}x3072 {dtype}", lambda d=dtype: ragged(DTYPES[d], device), 1, True
+
+
+def pair(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple:
+    return tuple(torch.randn(shape, device=device).to(dtype) for _ in range(2))
+
+
+def ragged(dtype: torch.dtype, device: str) -> tuple:
+    offsets = torch.tensor([0, *LENGTHS], device=device).cumsum(0)
+    return *pair((sum(LENGTHS), 3072), dtype, device), offsets
+
+
+def providers(group: int, is_ragged: bool) -> dict[str, Callable]:
+    def floor(x, y, *_):
+        return x.sum(), y.sum()
+
+    if is_ragged:
+        starts = [0, *itertools.accumulate(LENGTHS)]
+        spans = [slice(a, b) for a, b in itertools.pairwise(starts)]
+        return {
+            "pyprune": lambda x, y, offsets: ops.prod_reduce(x, y, offsets),
+            "eager": lambda x, y, _: torch.stack([(x[s] * y[s]).sum(0) for s in spans]),
+            "floor": floor,
+        }
+
+    def eager(x, y):
+        out = (x * y).sum(1)
+        return out.unflatten(1, (-1, group)).sum(2) if group > 1 else out
+
+    return {
+        "pyprune": lambda x, y: ops.prod_reduce(x, y, None, group),
+        "eager": eager,
+        "compile": torch.compile(eager, dynamic=False),
+        "einsum": lambda x, y: torch.einsum("btjc,btjc->bj", *(t.unflatten(2, (-1, group)) for t in (x, y))),
+        "floor": floor,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--cold", action="store_true", help="rotate inputs larger than the caches")
+    parser.add_argument("--dry", action="store_true", help="print and do not write rows")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results = Results("prod_reduce", sources=("csrc", "triton_kernels", "pyprune/ops", "pyprune/bench", __file__))
+    for name, make, group, is_ragged in cases(device):
+        if args.only not in name:
+            continue
+        torch.manual_seed(0)
+        inputs = [make() for _ in range(4 if args.cold else 1)]
+        case = f"{name} cold" if args.cold else name
+        timings = interleave(providers(group, is_ragged), repeats=args.repeats, warmup=5, inputs=inputs)
+        own = timings["pyprune"].median
+        size = bytes_moved(*inputs[0][:2], inputs[0][2] if is_ragged else None, group)
+        print(f"\n{case}: {size / 1e6:.1f} MB")
+        for provider, timing in timings.items():
+            rate = size / timing.median / 1e9
+            ratio = timing.median / own
+            print(f"  {provider:<10}{timing.median * 1e3:>9.3f} ms {rate:>8.1f} GB/s {ratio:>7.2f} x pyprune")
+            results.add(case, provider, "ms", timing.median * 1e3)
+            results.add(case, provider, "GB/s", rate)
+            results.add(case, provider, "ratio to pyprune", ratio)
+    if not args.dry:
+        results.write()
+
+
+if __name__ == "__main__":
+    main()
