@@ -36,7 +36,7 @@ bench: setup ## kernels and the scoring pass against their peers, rows to benchm
 	$(BIN)/python benchmarks/e2e/score_cost.py
 
 results: setup ## docs/results.md and its plots, generated from benchmarks/results/
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.report
 
 gpu-check: ## on a machine with a CUDA device and its own torch: build, check, measure (ARGS="--model DIR")
 	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
