@@ -16,12 +16,12 @@ _HOMES = {
     "pyprune.core.errors": ("PyPruneError",),
     "pyprune.core.plan": ("Plan",),
     "pyprune.core.scores": ("Scores",),
-    "pyprune.recipes.kwon": ("Kwon",),
+    "pyprune.recipes": ("Kwon", "Surgeon"),
     "pyprune.verification": ("verify_checkpoint", "verify_model"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+__all__ = sorted(_HOME_OF)
 
 install()
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
+from pyprune.core.partial import Partial, data_fingerprint, fingerprint
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
@@ -29,13 +31,13 @@ from pyprune.data.tokenize import to_samples
 from pyprune.models.loading import load, resolve
 from pyprune.models.registry import adapter_for
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
-from pyprune.core.partial import Partial, data_fingerprint, fingerprint
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome
 from pyprune.search.separable import check_feasible
 from pyprune.slicing.slice import slice_
 from pyprune.verification import write_reference
 
+DEFAULT_RECIPE = "surgeon"
 PLAN_FILE = "pyprune_plan.json"
 
 # Longer inputs are cut: language models take positions far beyond what calibration profits from.
@@ -76,7 +78,15 @@ def pick_device(device: str) -> str:
 
 
 def _recipe(recipe: str | Recipe, **settings: Any) -> Recipe:
-    return RECIPES[recipe](**settings) if isinstance(recipe, str) else recipe
+    if not isinstance(recipe, str):
+        if settings:
+            raise InputError(f"settings {', '.join(settings)} belong into the recipe object that was given")
+        return recipe
+    kind = RECIPES[recipe]
+    known = inspect.signature(kind).parameters
+    for name in settings.keys() - known.keys():
+        raise InputError(f"recipe {recipe!r} has no setting {name!r}; it has {', '.join(known)}")
+    return kind(**settings)
 
 
 def most_tokens(model: nn.Module, tokenizer: Any) -> int:
@@ -107,7 +117,7 @@ def score(
     model: str | Path | nn.Module,
     data: Any = None,
     *,
-    recipe: str | Recipe = "kwon",
+    recipe: str | Recipe = DEFAULT_RECIPE,
     tokenizer: Any = None,
     samples: int = 512,
     seed: int = 0,
@@ -118,7 +128,7 @@ def score(
 ) -> Scores:
     """What every prunable unit of `model` is worth; no labels are needed.
 
-    `settings` go to the recipe (`criterion="magnitude"`, `cotangent="labels"`, `draws=4`, `tokens="mean"`, ...).
+    `settings` go to the recipe (with `recipe="kwon"`: `criterion="magnitude"`, `cotangent="labels"`, `draws=4`, `tokens="mean"`, ...).
     Raises InputError for models and data that cannot be used, NumericsError for NaN or Inf.
     """
     model, tokenizer = _load(model, tokenizer, dtype, device)
@@ -132,7 +142,7 @@ def plan(
     scores: Scores,
     budget: Budget | Mapping[str, float | str],
     *,
-    recipe: str | Recipe = "kwon",
+    recipe: str | Recipe = DEFAULT_RECIPE,
     length: float | None = None,
     floor: int | Mapping[str, int] = 0,
     **settings: Any,
@@ -143,18 +153,14 @@ def plan(
     that are malformed or infeasible.
     """
     anatomy = adapter_for(model).anatomy(model)
-    counted = _counted_length(length, scores)
+    counted = _mean_length(scores) if length is None else float(length)
     return _recipe(recipe, **settings).plan(scores, anatomy, Budget.parse(budget), counted, floor)
 
 
-def _counted_length(length: float | None, scores: Scores) -> float:
-    if length is not None:
-        if not length > 0:
-            raise InputError(f"length={length} must be positive")
-        return float(length)
-    if scores.statistics is None:
-        raise InputError("these scores saw no data: give the sequence length at which FLOPs count, length=128 for example")
-    return scores.statistics.mean_length
+def _mean_length(scores: Scores) -> float:
+    if "mean_length" not in scores.meta:
+        raise InputError("these scores do not say how long their data was: give length=, at which FLOPs are counted")
+    return scores.meta["mean_length"]
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
@@ -174,7 +180,7 @@ def tune(
     data: Any = None,
     *,
     scores: Scores | None = None,
-    recipe: str | Recipe = "kwon",
+    recipe: str | Recipe = DEFAULT_RECIPE,
     tokenizer: Any = None,
     samples: int = 512,
     seed: int = 0,
@@ -222,7 +228,7 @@ def prune(
     budget: Budget | Mapping[str, float | str] | None = None,
     data: Any = None,
     *,
-    recipe: str | Recipe = "kwon",
+    recipe: str | Recipe = DEFAULT_RECIPE,
     plan: Plan | str | Path | None = None,
     out: str | Path | None = None,
     tokenizer: Any = None,
@@ -260,7 +266,7 @@ def prune(
         calibration, held_out = calibration_data(dense, tokenizer, data, samples, seed)
     adapter = adapter_for(dense)
     anatomy = adapter.anatomy(dense)
-    counted = float(calibration.lengths.double().mean()) if length is None else _counted_length(length, None)
+    counted = float(calibration.lengths.double().mean() if length is None else length)
     if given is not None:
         given.check(anatomy)
     else:
@@ -268,7 +274,12 @@ def prune(
 
     partial = None
     if out is not None and not dry_run:
-        what = {"model": fingerprint(dense), "data": data_fingerprint(calibration.inputs), "recipe": repr(chosen), "seed": seed}
+        what = {
+            "model": fingerprint(dense),
+            "data": data_fingerprint(calibration.inputs),
+            "recipe": repr(chosen),
+            "seed": seed,
+        }
         partial = Partial(out, what, resume)
 
     scores = None

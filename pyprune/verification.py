@@ -20,8 +20,8 @@ from pyprune.core.storage import read_tensors, write_tensors
 from pyprune.models.loading import load
 from pyprune.models.registry import adapter_for
 from pyprune.models.saving import write_checkpoint
-from pyprune.slicing.slice import slice_
 from pyprune.slicing.check import example_inputs, max_difference
+from pyprune.slicing.slice import slice_
 
 # Not called *.safetensors: servers take every file of that name for weights.
 REFERENCE_FILE = "pyprune_reference.st"
@@ -64,11 +64,15 @@ def random_plan(anatomy: Anatomy, keep: float, seed: int) -> Plan:
     if keep < 1:
         for axis in ("neurons", "attention"):
             blocks = [g for g in anatomy.groups if (g.axis == "neurons") == (axis == "neurons")]
-            kept[blocks[int(torch.randint(len(blocks), (), generator=generator))].name] = torch.empty(0, dtype=torch.int64)
+            kept[blocks[int(torch.randint(len(blocks), (), generator=generator))].name] = torch.empty(
+                0, dtype=torch.int64
+            )
     return Plan(kept, {g.name: g.size for g in anatomy.groups}, 1.0, {"random": seed, "keep": keep})
 
 
-def verify_model(model: nn.Module, plan: Plan | None = None, pruned: nn.Module | None = None, keep: float = 0.5, seed: int = 0) -> list[Check]:
+def verify_model(
+    model: nn.Module, plan: Plan | None = None, pruned: nn.Module | None = None, keep: float = 0.5, seed: int = 0
+) -> list[Check]:
     """Compare masked, sliced and reloaded models for `plan` (default: `random_plan(keep, seed)`).
 
     `pruned` is the sliced model that `plan` and tuning made of `model`; without it `model` is sliced here. *Masked* is the

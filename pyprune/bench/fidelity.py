@@ -43,7 +43,9 @@ def fidelity(dense: nn.Module, pruned: nn.Module, samples: Samples) -> Fidelity:
 def _embeddings(dense: nn.Module, pruned: nn.Module, batches: list[Batch], count: int) -> dict[str, float]:
     tables = []
     for model in (dense, pruned):
-        rows = [(batch.index, pooled_embedding(model(**batch.inputs).last_hidden_state, batch).cpu()) for batch in batches]
+        rows = [
+            (batch.index, pooled_embedding(model(**batch.inputs).last_hidden_state, batch).cpu()) for batch in batches
+        ]
         table = torch.zeros(count, rows[0][1].shape[1])
         for index, embedding in rows:
             table[index] = embedding
@@ -58,7 +60,9 @@ def _predictions(dense: nn.Module, pruned: nn.Module, batches: list[Batch]) -> d
     count = 0
     for batch in batches:
         teacher, student = (_logits(model(**batch.inputs), batch) for model in (dense, pruned))
-        divergence += float(F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="sum"))
+        divergence += float(
+            F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="sum")
+        )
         agree += float((teacher.argmax(-1) == student.argmax(-1)).sum())
         count += teacher.shape[0]
     return {"kl": divergence / count, "top1": agree / count}

@@ -29,7 +29,9 @@ class Latency:
 
 
 @torch.no_grad()
-def latency(dense: nn.Module, pruned: nn.Module, batch: int, length: int, repeats: int | None = None, seed: int = 0) -> Latency:
+def latency(
+    dense: nn.Module, pruned: nn.Module, batch: int, length: int, repeats: int | None = None, seed: int = 0
+) -> Latency:
     """Time both models on random ids `[batch, length]` without padding, `repeats` interleaved turns each."""
     config = dense.config
     length = min(length, getattr(config, "max_position_embeddings", length))
@@ -37,5 +39,7 @@ def latency(dense: nn.Module, pruned: nn.Module, batch: int, length: int, repeat
     ids = torch.randint(5, config.vocab_size, (batch, length), generator=generator).to(next(dense.parameters()).device)
     repeats = repeats or (40 if batch * length <= 512 else 9)
     with frozen(dense), frozen(pruned):
-        timings = interleave({"dense": lambda: dense(input_ids=ids), "pruned": lambda: pruned(input_ids=ids)}, repeats=repeats, warmup=2)
+        timings = interleave(
+            {"dense": lambda: dense(input_ids=ids), "pruned": lambda: pruned(input_ids=ids)}, repeats=repeats, warmup=2
+        )
     return Latency(batch, length, timings["dense"].median * 1e3, timings["pruned"].median * 1e3)

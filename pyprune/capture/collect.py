@@ -89,6 +89,32 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             config.use_cache = use_cache
 
 
+def backward_passes(
+    model: nn.Module, batches: Iterable[Batch], cotangent: Cotangent, draws: int
+) -> Iterator[tuple[Batch, int, float]]:
+    """One backward pass per batch and draw, draws sharing the forward; yields `(batch, draw, scale)` after each.
+
+    Hooks of the caller see gradients multiplied by `scale` (a power of two, above 1 for fp16 models only). The model is
+    `frozen` meanwhile, so something of the caller's must start the graph.
+    """
+    if draws < 1:
+        raise InputError(f"draws={draws} must be at least 1")
+    first = next(model.parameters())
+    scale = _FP16_SCALE if first.dtype == torch.float16 else 1.0
+    with frozen(model):
+        for batch in batches:
+            moved = batch.to(first.device)
+            with torch.enable_grad():
+                outputs = model(**moved.inputs)
+            for draw in range(draws):
+                with torch.enable_grad():
+                    value = cotangent(outputs, moved, draw)
+                if not value.requires_grad:
+                    raise InputError("the loss does not depend on the model's outputs")
+                (value * scale).backward(retain_graph=draw + 1 < draws)
+                yield moved, draw, scale
+
+
 def collect(
     model: nn.Module,
     anatomy: Anatomy,
@@ -103,26 +129,15 @@ def collect(
     `lengths` `[S]` are the samples' real tokens in the data's own order; a batch's `index` points into it. Draws share
     the forward pass. Raises NumericsError naming the group when a gradient is NaN or Inf.
     """
-    if draws < 1:
-        raise InputError(f"draws={draws} must be at least 1")
     blocks = [block for block in anatomy.blocks if block.units.size]
     gradients = {g.name: torch.zeros(len(lengths) * draws, g.size) for g in anatomy.groups}
     sink: dict[str, torch.Tensor] = {}
-    device = next(model.parameters()).device
-    scale = _FP16_SCALE if next(model.parameters()).dtype == torch.float16 else 1.0
-    with frozen(model), _taps(model, blocks, sink), torch.enable_grad():
-        for batch in batches:
-            on_device = batch.to(device)
-            outputs = model(**on_device.inputs)
-            for draw in range(draws):
-                value = cotangent(outputs, on_device, draw)
-                if not value.requires_grad:
-                    raise InputError("the loss does not depend on the model's outputs")
-                (value * scale).backward(retain_graph=draw + 1 < draws)
-                rows = batch.index * draws + draw
-                for name, g in sink.items():
-                    gradients[name][rows] = g.float().cpu() / scale
-                sink.clear()
+    with _taps(model, blocks, sink):
+        for batch, draw, scale in backward_passes(model, batches, cotangent, draws):
+            rows = batch.index * draws + draw
+            for name, g in sink.items():
+                gradients[name][rows] = g.float().cpu() / scale
+            sink.clear()
     for name, g in gradients.items():
         if not torch.isfinite(g).all():
             raise NumericsError(

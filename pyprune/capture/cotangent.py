@@ -147,13 +147,15 @@ class UserLoss:
 
     `reduction` says what the scalar is over the batch: a `"sum"` over samples, a `"mean"` over samples (multiplied by
     B), or a `"token_mean"` over all labelled tokens of the batch (multiplied by their number, so that a sample's
-    gradient is that of its own summed token losses).
+    gradient is that of its own summed token losses). In a `causal` loss no token predicts the first one's label.
     """
 
-    def __init__(self, loss: Callable[[Any, Batch], torch.Tensor], reduction: LossReduction) -> None:
+    def __init__(
+        self, loss: Callable[[Any, Batch], torch.Tensor], reduction: LossReduction, causal: bool = False
+    ) -> None:
         if reduction not in ("sum", "mean", "token_mean"):
             raise InputError(f"loss_reduction={reduction!r} must be 'sum', 'mean' or 'token_mean'")
-        self.loss, self.reduction = loss, reduction
+        self.loss, self.reduction, self.causal = loss, reduction, causal
 
     def __call__(self, outputs: Any, batch: Batch, draw: int) -> torch.Tensor:
         value = self.loss(outputs, batch)
@@ -162,13 +164,14 @@ class UserLoss:
         if self.reduction == "mean":
             return value * len(batch.index)
         if self.reduction == "token_mean":
-            labelled = (
-                (batch.labels != -100).sum()
-                if batch.labels is not None and batch.labels.dim() > 1
-                else batch.lengths.sum()
-            )
-            return value * labelled.to(value.device)
+            return value * self._tokens(batch).to(value.device)
         return value
+
+    def _tokens(self, batch: Batch) -> torch.Tensor:
+        labelled = batch.token_mask
+        if batch.labels is not None and batch.labels.shape == labelled.shape:
+            labelled = batch.labels != -100
+        return labelled[:, int(self.causal) :].sum()
 
 
 def _noise(seed: int, sample: int, draw: int, shape: tuple[int, ...], uniform: bool = False) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pyprune.core.anatomy import Anatomy
+from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 
 
@@ -18,20 +19,21 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
 
     `masks` is a plan (kept units 1, removed units 0) or a mapping from group names to `[size]` tensors of any real
     values; groups that are not named stay dense. The hooks are gone afterwards, also after an exception.
+    Raises MismatchError for a plan of another model, InputError for masks of unknown groups or other sizes.
     """
+    if isinstance(masks, Plan):
+        masks.check(anatomy)
+        masks = {name: masks.mask(name) for name in masks.kept}
+    sizes = {g.name: g.size for g in anatomy.groups}
+    for name, mask in masks.items():
+        if mask.shape != (sizes.get(name),):
+            raise InputError(f"mask of {name}: {list(mask.shape)}, the model has {sizes.get(name, 'no')} units")
     handles = []
     try:
         for block in anatomy.blocks:
-            name = block.units.name
-            if isinstance(masks, Plan):
-                mask = masks.mask(name)
-            elif name in masks:
-                mask = masks[name]
-            else:
-                continue
-            handles.append(
-                _mask_input(model.get_submodule(block.projection), mask.repeat_interleave(block.units.width))
-            )
+            if block.units.name in masks:
+                channels = masks[block.units.name].repeat_interleave(block.units.width)
+                handles.append(_mask_input(model.get_submodule(block.projection), channels))
         yield model
     finally:
         for handle in handles:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,18 @@ class Call:
     kwargs: dict[str, Any]
 
 
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = vars(module).get("forward")  # libraries that move weights between devices put one on the instance
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
 @torch.no_grad()
 def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tensor, dict[str, Call]]:
     """The hidden state `[B, T, d]` that enters the first block, and every layer's call.
@@ -52,10 +65,9 @@ def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tenso
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
         for path in anatomy.layers:
-            layer = model.get_submodule(path)
-            layer.forward = record(path)
-            stack.callback(layer.__dict__.pop, "forward")
-        model(**batch.inputs)
+            stack.enter_context(_forward_replaced(model.get_submodule(path), record(path)))
+        # Task heads would run for nothing, and logits over a vocabulary take gigabytes.
+        getattr(model, "base_model", model)(**batch.inputs)
     if set(calls) != set(anatomy.layers):
         raise MismatchError(f"the model did not call {sorted(set(anatomy.layers) - set(calls))}")
     return entered[0], calls

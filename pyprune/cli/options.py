@@ -9,19 +9,40 @@ import typer
 
 from pyprune.core.errors import InputError
 
-Model = Annotated[str, typer.Argument(help="Model directory, hub id, or the id of a model that an installed package ships.")]
-Flops = Annotated[str | None, typer.Option(help="FLOPs that may stay in the prunable blocks: 0.6, 60% or an amount such as 1.2G.")]
-Params = Annotated[str | None, typer.Option(help="Weights that may stay in the prunable blocks: 0.6, 60% or an amount such as 7M.")]
-Data = Annotated[Path | None, typer.Option(help="Text (passages split by blank lines) or .jsonl with \"text\". Default: English prose that Python ships.")]
-SamplesOption = Annotated[int, typer.Option(help="Calibration passages; as many more are held out to measure fidelity.")]
-Length = Annotated[float | None, typer.Option(help="Sequence length at which FLOPs count. Default: the mean of the calibration data.")]
-RecipeOption = Annotated[str, typer.Option(help="Published system to follow.")]
-Criterion = Annotated[str, typer.Option(help="What a unit is worth: fisher, fisher_batch, magnitude or random.")]
-Tuning = Annotated[str, typer.Option(help="How accuracy is recovered without training: refit, mask or none.")]
+Model = Annotated[
+    str, typer.Argument(help="Model directory, hub id, or the id of a model that an installed package ships.")
+]
+Flops = Annotated[
+    str | None, typer.Option(help="FLOPs that may stay in the prunable blocks: 0.6, 60% or an amount such as 1.2G.")
+]
+Params = Annotated[
+    str | None, typer.Option(help="Weights that may stay in the prunable blocks: 0.6, 60% or an amount such as 7M.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help='Text (passages split by blank lines) or .jsonl with "text". Default: English prose that Python ships.'
+    ),
+]
+SamplesOption = Annotated[
+    int, typer.Option(help="Calibration passages; as many more are held out to measure fidelity.")
+]
+Length = Annotated[
+    float | None, typer.Option(help="Sequence length at which FLOPs count. Default: the mean of the calibration data.")
+]
+RecipeOption = Annotated[str, typer.Option(help="surgeon, or a published system to follow: kwon.")]
+Criterion = Annotated[
+    str | None, typer.Option(help="With --recipe kwon, what a unit is worth: fisher, fisher_batch, magnitude, random.")
+]
+Tuning = Annotated[
+    str | None, typer.Option(help="How accuracy is recovered: refit (default), none, or with --recipe kwon mask.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the data split and of every random draw.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; auto takes the GPU where there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="Dtype to load, compute and save in. Default: the checkpoint's own.")]
-ScoreDtype = Annotated[str | None, typer.Option(help="Dtype of the scoring pass alone, bfloat16 for example. Default: the model's.")]
+ScoreDtype = Annotated[
+    str | None, typer.Option(help="Dtype of the scoring pass alone, bfloat16 for example. Default: the model's.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no tables.")]
 
@@ -29,6 +50,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no ta
 def budget(flops: str | None, params: str | None) -> dict[str, str] | None:
     """The budget mapping of `--flops` and `--params`, None when neither is given."""
     return {k: v for k, v in (("flops", flops), ("params", params)) if v is not None} or None
+
+
+def settings(**given: Any) -> dict[str, Any]:
+    """The recipe settings that were given on the command line."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def torch_dtype(name: str | None) -> Any:

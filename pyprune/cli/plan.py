@@ -14,11 +14,13 @@ from pyprune.cli import options as opt
 def plan(
     model: opt.Model,
     scores: Annotated[Path, typer.Option(help="Scores file of `pyprune score`.")],
-    out: Annotated[Path | None, typer.Option(help="Plan file to write (.json): read it, edit it, give it to prune --plan.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Plan file to write (.json): read it, edit it, give it to prune --plan.")
+    ] = None,
     flops: opt.Flops = None,
     params: opt.Params = None,
     length: opt.Length = None,
-    recipe: opt.RecipeOption = "kwon",
+    recipe: opt.RecipeOption = "surgeon",
     floor: Annotated[int, typer.Option(help="Units that stay in every block at least.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file when it exists.")] = False,
     as_json: opt.Json = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,35 +13,45 @@ from pyprune.cli import options as opt
 
 def prune(
     model: opt.Model,
-    out: Annotated[Path | None, typer.Option(help="Directory of the pruned checkpoint. Default: MODEL's last name with -pruned.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the pruned checkpoint. Default: MODEL's last name with -pruned.")
+    ] = None,
     flops: opt.Flops = None,
     params: opt.Params = None,
     plan: Annotated[Path | None, typer.Option(help="Apply this plan file instead of scoring and searching.")] = None,
     data: opt.Data = None,
     samples: opt.SamplesOption = 512,
     length: opt.Length = None,
-    recipe: opt.RecipeOption = "kwon",
-    criterion: opt.Criterion = "fisher",
-    tuning: opt.Tuning = "refit",
+    recipe: opt.RecipeOption = "surgeon",
+    criterion: opt.Criterion = None,
+    tuning: opt.Tuning = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = None,
     score_dtype: opt.ScoreDtype = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory when it is not empty.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the stage results of an interrupted run.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Score and plan, explain the plan, write nothing.")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Also measure what search alone and mask tuning give.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output directory when it is not empty.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the stage results of an interrupted run.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Score and plan, explain the plan, write nothing.")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also measure the published pipeline stage by stage at the same budget.")
+    ] = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Prune MODEL to a budget (default: 60 % of its FLOPs) on unlabelled data, save it, and measure what that brought."""
     import pyprune
-    from pyprune.report.prune import compare_tunings, measure, table
+    from pyprune.report.prune import compare_stages, measure, table
 
     budget = opt.budget(flops, params)
     if plan is None and budget is None:
         budget = {"flops": "60%"}
-    settings: dict[str, Any] = {"criterion": criterion, "tuning": tuning, "score_dtype": opt.torch_dtype(score_dtype)}
+    settings = opt.settings(criterion=criterion, tuning=tuning, score_dtype=opt.torch_dtype(score_dtype))
     out = out or Path(f"{Path(model.rstrip('/')).name}-pruned")
     silent = quiet or as_json
     result = pyprune.prune(
@@ -68,7 +78,7 @@ def prune(
         else:
             print(result.plan.explain(result.anatomy))
         return
-    others = compare_tunings(result, recipe, settings) if compare else {}
+    others = compare_stages(result, seed) if compare else {}
     report = measure(result, out, others)
     if as_json:
         print(json.dumps(report))

@@ -16,8 +16,8 @@ def score(
     out: Annotated[Path, typer.Option(help="File to write the scores to (.safetensors).")],
     data: opt.Data = None,
     samples: opt.SamplesOption = 512,
-    recipe: opt.RecipeOption = "kwon",
-    criterion: opt.Criterion = "fisher",
+    recipe: opt.RecipeOption = "surgeon",
+    criterion: opt.Criterion = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = None,
@@ -43,11 +43,12 @@ def score(
         device=device,
         dtype=dtype,
         quiet=quiet or as_json,
-        criterion=criterion,
-        score_dtype=opt.torch_dtype(score_dtype),
+        **opt.settings(criterion=criterion, score_dtype=opt.torch_dtype(score_dtype)),
     )
     scores.save(out)
     if as_json:
-        print(json.dumps({"scores": str(out), **scores.meta, "groups": {n: v.numel() for n, v in scores.values.items()}}))
+        print(
+            json.dumps({"scores": str(out), **scores.meta, "groups": {n: v.numel() for n, v in scores.values.items()}})
+        )
     elif not quiet:
         print(f"{sum(v.numel() for v in scores.values.values()):,} units scored ({scores.meta}); written to {out}")

@@ -35,7 +35,11 @@ def verify(
         loaded, _ = load(model, dtype, pick_device(device))
         checks = verify_model(loaded, keep=keep, seed=seed)
     if as_json:
-        print(json.dumps([{"name": c.name, "difference": c.difference, "allowed": c.allowed, "equal": c.equal} for c in checks]))
+        print(
+            json.dumps(
+                [{"name": c.name, "difference": c.difference, "allowed": c.allowed, "equal": c.equal} for c in checks]
+            )
+        )
     elif not quiet:
         print(*checks, sep="\n")
     if not all(check.equal for check in checks):

@@ -84,6 +84,11 @@ class Samples:
         """`[S]` int64, tokens of each sample."""
         return torch.tensor([len(next(iter(x.values()))) for x in self.inputs], dtype=torch.int64)
 
+    def first(self, count: int) -> Samples:
+        """The first `count` samples in the data's own order."""
+        labels = None if self.labels is None else self.labels[:count]
+        return Samples(self.inputs[:count], labels, self.pad)
+
     def batches(self, max_tokens: int = 4096, max_padding: float = 0.0) -> list[Batch]:
         """Batches of like length, longest first (so that memory peaks at once, not at the end).
 

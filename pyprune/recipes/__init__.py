@@ -1,6 +1,7 @@
-"""Published systems as compositions of stages. One file per system."""
+"""Published systems as compositions of stages, one file per system, and pyprune's own default."""
 
 from pyprune.recipes.kwon import Kwon
 from pyprune.recipes.registry import RECIPES, Recipe
+from pyprune.recipes.surgeon import Surgeon
 
-__all__ = ["RECIPES", "Kwon", "Recipe"]
+__all__ = ["RECIPES", "Kwon", "Recipe", "Surgeon"]

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from pyprune.capture.collect import collect
-from pyprune.capture.cotangent import Cotangent, EmbeddingProbe, NegativeLogLikelihood
 from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.batches import Samples, batching
 from pyprune.core.budget import Budget, Limit
@@ -27,6 +26,7 @@ from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.importance import CRITERIA
 from pyprune.importance.registry import Evidence
+from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent
 from pyprune.recipes.registry import RECIPES
 from pyprune.recovery.blockwise import Outcome
 from pyprune.recovery.mask_tuning import tune_masks
@@ -41,10 +41,7 @@ class Kwon:
     """Settings of the recipe.
 
     - `criterion`: a name from `pyprune.importance` (`fisher` per sample, `fisher_batch` as the published code).
-    - `cotangent`: `labels` (the task's), `sampled` (labels drawn from the model's own predictions), `embedding` (random
-      projections of the pooled embedding), or `auto`: `sampled` where the model has logits, else `embedding`.
-    - `draws`: cotangents a sample; None is 1 with labels and 2 without.
-    - `tokens`: how a sample's token losses are reduced, `sum` or `mean`.
+    - `cotangent`, `draws`, `tokens`: see `recipes.cotangents.choose_cotangent`.
     - `rearrange`: exchange units within blocks by block Fisher information; None does so unless a refit follows. A
       refit undoes the cancellation that the exchange arranges, and does better with the strongest units.
     - `tuning`: `refit` (least squares), `mask` (published mask tuning) or `none`.
@@ -53,7 +50,7 @@ class Kwon:
     """
 
     criterion: str = "fisher"
-    cotangent: Literal["auto", "labels", "sampled", "embedding"] = "auto"
+    cotangent: CotangentName = "auto"
     draws: int | None = None
     tokens: Literal["sum", "mean"] = "sum"
     rearrange: bool | None = None
@@ -64,35 +61,22 @@ class Kwon:
     name = "kwon"
 
     def __post_init__(self) -> None:
+        _ = CRITERIA[self.criterion]
         if self.tuning not in ("refit", "mask", "none"):
             raise InputError(f"tuning={self.tuning!r} must be refit, mask or none")
-        if self.cotangent not in ("auto", "labels", "sampled", "embedding"):
-            raise InputError(f"cotangent={self.cotangent!r} must be auto, labels, sampled or embedding")
+        check_cotangent(self.cotangent)
 
     def score(self, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages) -> Scores:
         """Scores of every unit with the statistics they came from (none for criteria without data)."""
         criterion = CRITERIA[self.criterion]
         statistics = None
-        meta = {"criterion": self.criterion, "seed": seed}
+        meta = {"criterion": self.criterion, "seed": seed, "mean_length": float(samples.lengths.double().mean())}
         if criterion.needs_data:
-            name = self._cotangent_name(model)
-            draws = self.draws or (1 if name == "labels" else 2)
-            meta |= {
-                "cotangent": name,
-                "draws": draws,
-                "samples": len(samples),
-                "mean_length": float(samples.lengths.double().mean()),
-            }
+            cotangent, name, draws = choose_cotangent(model, self.cotangent, self.draws, seed, self.tokens)
+            meta |= {"cotangent": name, "draws": draws, "samples": len(samples)}
             scored = model if self.score_dtype in (None, model.dtype) else copy.deepcopy(model).to(self.score_dtype)
-            batches = samples.batches(**batching(model))
-            statistics = collect(
-                scored,
-                anatomy,
-                stages.progress(batches, "score"),
-                self._cotangent(name, model, seed),
-                samples.lengths,
-                draws,
-            )
+            batches = stages.progress(samples.batches(**batching(model)), "score")
+            statistics = collect(scored, anatomy, batches, cotangent, samples.lengths, draws)
         values = criterion.values(Evidence(model, anatomy, statistics, seed))
         return Scores(values, meta, statistics)
 
@@ -135,28 +119,3 @@ class Kwon:
         )
         teacher = slice_(copy.deepcopy(dense), adapter, search(scores, dense_anatomy, Budget((share,)), plan.length))
         return tune_masks(student, anatomy, teacher, adapter.anatomy(teacher), batches, stages)
-
-    def _cotangent_name(self, model: nn.Module) -> str:
-        if self.cotangent != "auto":
-            return self.cotangent
-        return "sampled" if has_logits(model) else "embedding"
-
-    def _cotangent(self, name: str, model: nn.Module, seed: int) -> Cotangent:
-        if name == "embedding":
-            return EmbeddingProbe(seed)
-        if not has_logits(model):
-            raise InputError(
-                f"cotangent {name!r} needs a model with logits; {type(model).__name__} has none, use 'embedding'"
-            )
-        labels: Literal["given", "sampled"] = "given" if name == "labels" else "sampled"
-        return NegativeLogLikelihood(labels, is_causal(model), model.config, seed, self.tokens)
-
-
-def has_logits(model: nn.Module) -> bool:
-    """Whether the model has a task head (transformers' bare models end in `Model` and put out hidden states)."""
-    return model.base_model is not model
-
-
-def is_causal(model: nn.Module) -> bool:
-    """Whether logits at a position predict the next token."""
-    return type(model).__name__.endswith("ForCausalLM")

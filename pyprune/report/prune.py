@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,39 @@ from pyprune.api import Result
 from pyprune.bench.fidelity import fidelity
 from pyprune.bench.latency import CASES, latency
 from pyprune.core.anatomy import Anatomy
+from pyprune.core.budget import Budget, Limit
 from pyprune.models.registry import adapter_for
 from pyprune.verification import verify_model
 
+# Kwon et al. stage by stage, and their search with the stronger refit: name -> settings of the recipe.
+_PUBLISHED = {
+    "kwon: search": {"tuning": "none", "rearrange": False},
+    "kwon: + rearrangement": {"tuning": "none", "rearrange": True},
+    "kwon: + mask tuning": {"tuning": "mask", "rearrange": True},
+    "kwon: search, refit": {"tuning": "refit", "rearrange": False},
+}
 
-def compare_tunings(result: Result, recipe: str, settings: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Held-out fidelity of search alone, + rearrangement, + mask tuning at the result's budget, for a result that was scored."""
-    if result.scores is None or result.held_out is None:
+
+def compare_stages(result: Result, seed: int) -> dict[str, dict[str, float]]:
+    """Held-out fidelity of the published pipeline, stage by stage, at the result's budget and on its data.
+
+    Empty when the result came from a given plan (no budget is known) or nothing was held out.
+    """
+    if result.held_out is None or "budget" not in result.plan.meta:
         return {}
-    budget = result.plan.meta["budget"]
+    limits = {resource: result.plan.cost(result.anatomy, resource) for resource in result.plan.meta["budget"]}
+    budget = Budget(tuple(Limit(resource, amount, relative=False) for resource, amount in limits.items()))
+    with result.stages.stage("compare: score"):
+        scores = pyprune.score(result.dense, result.calibration, recipe="kwon", seed=seed, quiet=result.stages.quiet)
     found = {}
-    for name, tuning, swap in (("search", "none", False), ("+ rearrangement", "none", True), ("+ mask tuning", "mask", True)):
-        own = {**settings, "tuning": tuning, "rearrange": swap}
-        plan = pyprune.plan(result.dense, result.scores, budget, recipe=recipe, length=result.plan.length, **own)
-        student = pyprune.apply(result.dense, plan)
-        with result.stages.stage(f"compare: {name.removeprefix('+ ')}"):
-            pyprune.tune(student, result.dense, plan, result.calibration, scores=result.scores, recipe=recipe, inplace=True, **own)
-        found[name] = fidelity(result.dense, student, result.held_out).values
+    for name, settings in _PUBLISHED.items():
+        recipe = pyprune.Kwon(**settings)
+        with result.stages.stage(name.replace("kwon: ", "compare: ")):
+            plan = pyprune.plan(result.dense, scores, budget, recipe=recipe, length=result.plan.length)
+            student = pyprune.apply(result.dense, plan)
+            data = {"data": result.calibration, "quiet": result.stages.quiet}
+            pyprune.tune(student, result.dense, plan, scores=scores, recipe=recipe, inplace=True, **data)
+            found[name] = fidelity(result.dense, student, result.held_out).values
     return found
 
 
@@ -42,7 +57,7 @@ def measure(result: Result, out: Path | None, others: dict[str, dict[str, float]
         faithful = dict(others or {})
         if result.held_out is not None:
             untuned = pyprune.apply(dense, plan)
-            faithful.setdefault("search", fidelity(dense, untuned, result.held_out).values)
+            faithful["this plan, untuned"] = fidelity(dense, untuned, result.held_out).values
             if any(outcome.fitted for outcome in result.outcomes):
                 faithful["this checkpoint"] = fidelity(dense, pruned, result.held_out).values
         latencies = [latency(dense, pruned, batch, length) for batch, length in CASES]
@@ -59,15 +74,26 @@ def measure(result: Result, out: Path | None, others: dict[str, dict[str, float]
             "params": [anatomy.params(), plan.cost(anatomy, "params")],
         },
         "model": {
-            "flops": [_model_flops(dense, anatomy, plan.length), _model_flops(pruned, adapter_for(pruned).anatomy(pruned), plan.length)],
+            "flops": [
+                _model_flops(dense, anatomy, plan.length),
+                _model_flops(pruned, adapter_for(pruned).anatomy(pruned), plan.length),
+            ],
             "params": [sum(p.numel() for p in m.parameters()) for m in (dense, pruned)],
         },
-        "latency_ms": [{"batch": x.batch, "length": x.length, "dense": x.dense_ms, "pruned": x.pruned_ms, "speedup": x.ratio} for x in latencies],
+        "latency_ms": [
+            {"batch": x.batch, "length": x.length, "dense": x.dense_ms, "pruned": x.pruned_ms, "speedup": x.ratio}
+            for x in latencies
+        ],
         "fidelity": faithful,
         "kept": plan.counts,
         "not_tuned": {o.block: o.reason for o in result.outcomes if not o.fitted},
-        "checks": [{"name": c.name, "difference": c.difference, "allowed": c.allowed, "equal": c.equal} for c in checks],
-        "stages": [{"name": s.name, "seconds": s.seconds, "host_mib": s.host_mib, "cuda_mib": s.cuda_mib} for s in result.stages.log],
+        "checks": [
+            {"name": c.name, "difference": c.difference, "allowed": c.allowed, "equal": c.equal} for c in checks
+        ],
+        "stages": [
+            {"name": s.name, "seconds": s.seconds, "host_mib": s.host_mib, "cuda_mib": s.cuda_mib}
+            for s in result.stages.log
+        ],
         "notices": result.notices,
     }
 
@@ -76,7 +102,9 @@ def _model_flops(model: nn.Module, anatomy: Anatomy, length: float) -> float:
     """FLOPs of the whole model for one sequence: the blocks, and every other linear layer once a token (poolers and task
     heads that read one token are counted at every token, an upper bound; embeddings and norms are not counted)."""
     inside = {cut.module for group in anatomy.groups for cut in group.cuts}
-    others = sum(m.weight.numel() for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in inside)
+    others = sum(
+        m.weight.numel() for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in inside
+    )
     return anatomy.flops(length) + 2 * length * others
 
 
@@ -92,19 +120,37 @@ def table(report: dict[str, Any]) -> str:
         row(f"FLOPs, {scope} (G)", *(n / 1e9 for n in report[scope]["flops"]), ".4f")
     for x in report["latency_ms"]:
         name = f"latency {x['batch']}x{x['length']} (ms)"
-        lines.append(f"{name:<26}{x['dense']:>14.2f}{x['pruned']:>14.2f}{x['pruned'] / x['dense']:>9.3f}   {x['speedup']:.2f}x as fast")
-    lines.append(f"FLOPs at {report['length']:.1f} tokens a sequence; blocks are what can be pruned; latency: medians, in turns.")
+        lines.append(
+            f"{name:<26}{x['dense']:>14.2f}{x['pruned']:>14.2f}{x['pruned'] / x['dense']:>9.3f}   {x['speedup']:.2f}x as fast"
+        )
+    lines.append(
+        f"FLOPs at {report['length']:.1f} tokens a sequence; blocks are what can be pruned; latency: medians, in turns."
+    )
     slower = [x for x in report["latency_ms"] if x["speedup"] <= 1]
     lines += [f"NOT FASTER at {x['batch']}x{x['length']}." for x in slower]
     if report["fidelity"]:
         lines += ["", f"fidelity to the dense model on {report['held_out']} held-out passages"]
-        lines += [f"  {name:<24}" + "  ".join(f"{k} {v:.4f}" for k, v in values.items()) for name, values in report["fidelity"].items()]
+        lines += [
+            f"  {name:<24}" + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+            for name, values in report["fidelity"].items()
+        ]
     lines += ["", f"{'stage':<26}{'seconds':>10}{'peak MiB':>10}"]
-    lines += [f"{s['name']:<26}{s['seconds']:>10.1f}{s['host_mib']:>10.0f}" + (f"  GPU {s['cuda_mib']:.0f} MiB" if s["cuda_mib"] else "") for s in report["stages"]]
+    lines += [
+        f"{s['name']:<26}{s['seconds']:>10.1f}{s['host_mib']:>10.0f}"
+        + (f"  GPU {s['cuda_mib']:.0f} MiB" if s["cuda_mib"] else "")
+        for s in report["stages"]
+    ]
     lines.append("")
-    lines += [f"{c['name']}: max abs difference {c['difference']:.2e}, {'equal' if c['equal'] else 'DIFFERENT'}" for c in report["checks"]]
+    lines += [
+        f"{c['name']}: max abs difference {c['difference']:.2e}, {'equal' if c['equal'] else 'DIFFERENT'}"
+        for c in report["checks"]
+    ]
     lines += [f"not tuned: {block}: {reason}" for block, reason in report["not_tuned"].items()]
     lines += [f"note: {notice}" for notice in report["notices"]]
     if report["out"]:
-        lines += ["", "import pyprune; from transformers import " + report["class"], f"model = {report['class']}.from_pretrained({report['out']!r})"]
+        lines += [
+            "",
+            "import pyprune; from transformers import " + report["class"],
+            f"model = {report['class']}.from_pretrained({report['out']!r})",
+        ]
     return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""Second-order statistics of output projections, and what a change of their weights costs.
+
+With x the input and g the gradient at the output of a projection (one row a token), the loss of changing its weights by
+D `[n, d]` is 1/2 (sum over tokens of x' D g)^2 per sample, to second order (Gauss-Newton). `collect_curvature` gathers the
+two factors of its Kronecker approximation, `measure_updates` the form itself for given D, correlation between tokens included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyprune.capture.collect import backward_passes
+from pyprune.capture.cotangent import Cotangent
+from pyprune.core.anatomy import Anatomy, Block
+from pyprune.core.batches import Batch
+from pyprune.core.errors import NumericsError
+
+OnGradient = Callable[[str, torch.Tensor, torch.Tensor], None]
+
+
+@dataclass
+class Curvature:
+    """Kronecker factors of one block's output projection, sums over `tokens` real tokens, float64.
+
+    `gram` `[n, n]` is the sum of x x', `total` `[n]` the sum of x, `metric` `[d, d]` the sum of g g' over tokens and draws.
+    """
+
+    gram: torch.Tensor
+    total: torch.Tensor
+    metric: torch.Tensor
+    tokens: int = 0
+
+    def centred(self) -> torch.Tensor:
+        """The Gram matrix of x minus its mean: what a bias that is fitted along cannot explain."""
+        return self.gram - torch.outer(self.total, self.total) / max(self.tokens, 1)
+
+
+class _OutputTap(torch.autograd.Function):
+    """Identity; the backward pass hands over the gradient. `anchor` starts a graph here if nothing before did."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: torch.Tensor, anchor: torch.Tensor, report: Callable[[torch.Tensor], None]
+    ) -> torch.Tensor:
+        ctx.report = report
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        ctx.report(dy)
+        return (dy if ctx.needs_input_grad[0] else None), None, None
+
+
+@contextmanager
+def _output_taps(model: nn.Module, blocks: Iterable[Block], on_gradient: OnGradient) -> Iterator[None]:
+    """Call `on_gradient(group name, x, dy)` for every projection in every backward pass; both `[B, T, .]`."""
+
+    def hook(name: str, anchor: torch.Tensor) -> Any:
+        def tap(_: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
+            x = args[0].detach()
+            return _OutputTap.apply(y, anchor, lambda dy: on_gradient(name, x, dy))
+
+        return tap
+
+    handles = []
+    try:
+        for block in blocks:
+            projection = model.get_submodule(block.projection)
+            anchor = torch.zeros((), device=next(projection.parameters()).device, requires_grad=True)
+            handles.append(projection.register_forward_hook(hook(block.units.name, anchor)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def collect_curvature(
+    model: nn.Module, anatomy: Anatomy, batches: Iterable[Batch], cotangent: Cotangent, draws: int
+) -> dict[str, Curvature]:
+    """Kronecker factors of every block that has units; one pass over `batches`, `draws` backward passes each."""
+    blocks = [block for block in anatomy.blocks if block.units.size]
+    found = {}
+    for block in blocks:
+        projection = model.get_submodule(block.projection)
+        n, d, device = projection.in_features, projection.out_features, projection.weight.device
+        empty = {"dtype": torch.float64, "device": device}
+        found[block.units.name] = Curvature(
+            torch.zeros(n, n, **empty), torch.zeros(n, **empty), torch.zeros(d, d, **empty)
+        )
+    pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    with _output_taps(model, blocks, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
+        for batch, draw, scale in backward_passes(model, batches, cotangent, draws):
+            real = batch.token_mask
+            for name, (x, dy) in pending.items():
+                g = dy[real].float() / scale
+                found[name].metric += g.T @ g
+                if draw == 0:
+                    rows = x[real].float()
+                    found[name].gram += rows.T @ rows
+                    found[name].total += rows.sum(0, dtype=torch.float64)
+                    found[name].tokens += len(rows)
+            pending.clear()
+    for name, curvature in found.items():
+        if not (torch.isfinite(curvature.gram).all() and torch.isfinite(curvature.metric).all()):
+            raise NumericsError(f"statistics of {name} hold NaN or Inf; check the weights and the data")
+    return found
+
+
+def measure_updates(
+    model: nn.Module,
+    anatomy: Anatomy,
+    batches: Iterable[Batch],
+    cotangent: Cotangent,
+    draws: int,
+    updates: Mapping[str, torch.Tensor],
+    means: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Cost of every weight change, each taken alone: sums over samples and draws of (sum over tokens of (x - mean)' D g)^2.
+
+    `updates[name]` is `[k, n, d]`: k changes D of that block's projection (transposed weights); `means[name]` `[n]` is taken
+    off its inputs. Returns `[k]` float64 a block.
+    """
+    blocks = [block for block in anatomy.blocks if block.units.name in updates]
+    flat = {name: update.flatten(1).float() for name, update in updates.items()}
+    costs = {
+        name: torch.zeros(len(update), dtype=torch.float64, device=update.device) for name, update in updates.items()
+    }
+    pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    with _output_taps(model, blocks, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
+        for batch, _, scale in backward_passes(model, batches, cotangent, draws):
+            for name, (x, dy) in pending.items():
+                for s, length in enumerate(batch.lengths.tolist()):
+                    rows = x[s, :length].float() - means[name].float()
+                    # The sample's weight gradient: k forms cost one product over tokens, not k.
+                    gradient = rows.T @ (dy[s, :length].float() / scale)
+                    costs[name] += (flat[name] @ gradient.flatten()).double().square()
+            pending.clear()
+    return costs

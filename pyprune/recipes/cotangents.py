@@ -1,0 +1,54 @@
+"""Which cotangent fits a model, for every recipe that differentiates."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from pyprune.capture.cotangent import Cotangent, EmbeddingProbe, NegativeLogLikelihood, TokenReduction
+from pyprune.core.errors import InputError
+
+CotangentName = Literal["auto", "labels", "sampled", "embedding"]
+_NAMES = ("auto", "labels", "sampled", "embedding")
+
+
+def check_cotangent(name: str) -> None:
+    """Raise InputError for a name that is none."""
+    if name not in _NAMES:
+        raise InputError(f"cotangent={name!r} must be one of {', '.join(_NAMES)}")
+
+
+def choose_cotangent(
+    model: nn.Module, name: CotangentName, draws: int | None, seed: int, tokens: TokenReduction
+) -> tuple[Cotangent, str, int]:
+    """The cotangent, its name and the draws a sample.
+
+    - `labels`: the task's own (empirical Fisher); 1 draw, unless `draws` says otherwise;
+    - `sampled`: labels drawn from the model's own predictions (true Fisher, needs no labels); 2 draws;
+    - `embedding`: random projections of the pooled, normalised embedding, for models without logits; 2 draws;
+    - `auto`: `sampled` where the model has logits, else `embedding`.
+
+    `tokens` says whether a sample's token losses are summed (`sum`) or averaged (`mean`).
+    """
+    if name == "auto":
+        name = "sampled" if has_logits(model) else "embedding"
+    draws = draws or (1 if name == "labels" else 2)
+    if name == "embedding":
+        return EmbeddingProbe(seed), name, draws
+    if not has_logits(model):
+        raise InputError(
+            f"cotangent {name!r} needs a model with logits; {type(model).__name__} has none, use 'embedding'"
+        )
+    labels: Literal["given", "sampled"] = "given" if name == "labels" else "sampled"
+    return NegativeLogLikelihood(labels, is_causal(model), model.config, seed, tokens), name, draws
+
+
+def has_logits(model: nn.Module) -> bool:
+    """Whether the model has a task head (transformers' bare models end in `Model` and put out hidden states)."""
+    return model.base_model is not model
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether logits at a position predict the next token."""
+    return type(model).__name__.endswith("ForCausalLM")

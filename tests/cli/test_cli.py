@@ -1,0 +1,269 @@
+"""The command line as a user meets it: what it writes, what it prints, and one line with exit code 2 for bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pyprune.testing.checkpoints import tiny_checkpoint
+
+SAMPLES = ["--samples", "8"]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "dense")
+
+
+@pytest.fixture
+def text(dense):
+    return str(dense.parent / "passages.txt")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run the command in this process, in an empty folder; returns (exit code, stdout, stderr)."""
+    from pyprune.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["pyprune", *map(str, args)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def refuse(run, *args, says, writes=False):
+    """Assert one line on stderr that holds `says`, exit code 2, and nothing written."""
+    before = sorted(Path.cwd().rglob("*"))
+    code, out, err = run(*args)
+    assert code == 2, (out, err)
+    assert out == ""
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("pyprune: error:"), err
+    assert len([x for x in err.strip().splitlines() if x.startswith("pyprune: error:")]) == 1
+    assert says in line
+    assert "Traceback" not in err
+    assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_prune_writes_a_checkpoint_that_loads_and_reports_what_it_measured(run, dense, text):
+    code, out, _ = run("prune", dense, "--data", text, "--out", "small", "--flops", "0.6", "--json", *SAMPLES)
+    assert code == 0
+    report = json.loads(out)
+    assert report["blocks"]["flops"][1] <= 0.6 * report["blocks"]["flops"][0]
+    assert report["model"]["params"][1] < report["model"]["params"][0]
+    assert all(check["equal"] for check in report["checks"])
+    assert {"this plan, untuned", "this checkpoint"} <= report["fidelity"].keys()
+    assert {x["batch"] for x in report["latency_ms"]} == {1, 32}
+    assert [s["name"] for s in report["stages"]][:2] == ["load", "score"]
+    assert not Path("small.partial").exists()
+    again = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import pyprune; from transformers import AutoModel; m = AutoModel.from_pretrained('small');"
+            "print(sum(p.numel() for p in m.parameters()))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
+    )
+    assert int(again.stdout) == report["model"]["params"][1]
+    assert run("verify", "small")[0] == 0
+
+
+def test_tables_name_everything(run, dense, text):
+    code, out, _ = run("prune", dense, "--data", text, "--out", "small", "--flops", "60%", "--compare", *SAMPLES)
+    assert code == 0
+    size = ("parameters, blocks", "FLOPs, model", "latency 1x40", "latency 32x40")
+    tuned = ("kwon: search", "+ rearrangement", "+ mask tuning", "search, refit", "this checkpoint")
+    for words in (*size, *tuned, "peak MiB", "BertModel.from_pretrained('small')"):
+        assert words in out, words
+
+
+def test_score_plan_prune_in_steps_equals_one_run(run, dense, text):
+    assert run("prune", dense, "--data", text, "--out", "once", "--flops", "0.6", "--quiet", *SAMPLES)[0] == 0
+    assert run("score", dense, "--data", text, "--out", "s.safetensors", "--quiet", *SAMPLES)[0] == 0
+    assert run("plan", dense, "--scores", "s.safetensors", "--flops", "0.6", "--out", "p.json")[0] == 0
+    assert run("prune", dense, "--data", text, "--plan", "p.json", "--out", "steps", "--quiet", *SAMPLES)[0] == 0
+    once, steps = load_file("once/model.safetensors"), load_file("steps/model.safetensors")
+    assert once.keys() == steps.keys()
+    assert all(torch.equal(once[k], steps[k]) for k in once)
+
+
+def test_an_edited_plan_is_applied(run, dense, text):
+    run("score", dense, "--data", text, "--out", "s.safetensors", "--quiet", *SAMPLES)
+    run("plan", dense, "--scores", "s.safetensors", "--flops", "0.6", "--out", "p.json", "--quiet")
+    plan = json.loads(Path("p.json").read_text())
+    plan["groups"]["layers.1.neurons"]["keep"] = [0, 5, 7]
+    Path("p.json").write_text(json.dumps(plan))
+    assert run("prune", dense, "--data", text, "--plan", "p.json", "--out", "small", "--quiet", *SAMPLES)[0] == 0
+    assert load_file("small/model.safetensors")["encoder.layer.1.output.dense.weight"].shape[1] == 3
+
+
+def test_dry_run_explains_and_writes_nothing(run, dense, text):
+    code, out, _ = run("prune", dense, "--data", text, "--out", "small", "--flops", "0.5", "--dry-run", *SAMPLES)
+    assert code == 0
+    assert "layers.0.heads" in out
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_verify_a_dense_model(run, dense):
+    code, out, _ = run("verify", dense, "--keep", "0.5", "--seed", "3")
+    assert code == 0
+    assert "masked = sliced" in out
+    assert "sliced = reloaded" in out
+
+
+def test_verify_notices_a_changed_checkpoint(run, dense, text):
+    run("prune", dense, "--data", text, "--out", "small", "--quiet", *SAMPLES)
+    weights = load_file("small/model.safetensors")
+    weights["encoder.layer.2.output.dense.bias"][0] += 1e-2  # the same for all would vanish in the norm
+    save_file(weights, "small/model.safetensors", {"format": "pt"})
+    code, out, _ = run("verify", "small")
+    assert code == 1
+    assert "DIFFERENT" in out
+
+
+def test_info_lists_every_op_and_backend(run):
+    code, out, _ = run("info", "--json")
+    assert code == 0
+    rows = {(row["op"], row["backend"]): row for row in json.loads(out)["ops"]}
+    assert rows["prod_reduce", "torch"]["available"]
+    assert all(row["available"] or row["reason"] for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("flops", "says"),
+    [
+        ("0", "above 0"),
+        ("-1", "number"),
+        ("1.5", "share"),
+        ("nan", "number"),
+        ("5Q", "suffix"),
+        ("150%", "share"),
+        ("1e-9", "smallest feasible"),
+        ("inf", "number"),
+    ],
+)
+def test_bad_budgets(run, dense, text, flops, says):
+    refuse(run, "prune", dense, "--data", text, "--out", "small", f"--flops={flops}", *SAMPLES, says=says)
+
+
+def test_bad_data(run, dense):
+    refuse(run, "prune", dense, "--data", "nowhere.txt", "--out", "small", says="nowhere.txt")
+    Path("empty.txt").write_text("")
+    refuse(run, "prune", dense, "--data", "empty.txt", "--out", "small", says="no text")
+    Path("binary.txt").write_bytes(bytes(range(256)))
+    refuse(run, "prune", dense, "--data", "binary.txt", "--out", "small", says="not UTF-8")
+    Path("rows.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
+    refuse(run, "prune", dense, "--data", "rows.jsonl", "--out", "small", says="line 2")
+
+
+def test_bad_models(run, dense, text, tmp_path):
+    refuse(run, "prune", "./missing", "--data", text, "--out", "small", says="no such directory")
+    other = tiny_copy(dense, "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "unheard-of"}))
+    refuse(run, "prune", other, "--data", text, "--out", "small", says="llama")
+    torn = tiny_copy(dense, "torn")
+    whole = (torn / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    refuse(run, "prune", torn, "--data", text, "--out", "small", says="model.safetensors")
+    sick = tiny_copy(dense, "sick")
+    weights = load_file(sick / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][2, 3] = float("nan")
+    save_file(weights, sick / "model.safetensors", {"format": "pt"})
+    refuse(run, "prune", sick, "--data", text, "--out", "small", says="encoder.layer.1.output.dense.weight")
+
+
+def tiny_copy(dense, name):
+    import shutil
+
+    return Path(shutil.copytree(dense, Path.cwd() / name))
+
+
+def test_bad_options(run, dense, text):
+    arguments = ["prune", dense, "--data", text, "--out", "small"]
+    refuse(run, *arguments, "--device", "abacus", says="abacus")
+    refuse(run, *arguments, "--dtype", "int7", says="int7")
+    refuse(run, *arguments, "--recipe", "alchemy", says="kwon")
+    refuse(run, *arguments, "--recipe", "kwon", "--criterion", "alchemy", says="fisher")
+    refuse(run, *arguments, "--criterion", "fisher", says="no setting")
+    refuse(run, *arguments, "--tuning", "alchemy", says="refit")
+    refuse(run, *arguments, "--length", "0", says="length")
+    refuse(run, *arguments, "--samples", "0", says="samples")
+
+
+def test_a_full_output_directory_is_left_alone(run, dense, text):
+    Path("small").mkdir()
+    Path("small/precious.txt").write_text("keep me")
+    refuse(run, "prune", dense, "--data", text, "--out", "small", *SAMPLES, says="--overwrite")
+    assert run("prune", dense, "--data", text, "--out", "small", "--overwrite", "--quiet", *SAMPLES)[0] == 0
+    assert not Path("small/precious.txt").exists()
+    assert Path("small/config.json").exists()
+    assert [p.name for p in Path.cwd().iterdir()] == ["small"]
+
+
+def test_an_explicit_backend_that_is_missing(run, dense, text, monkeypatch):
+    monkeypatch.setenv("PYPRUNE_BACKEND", "cuda")
+    code, _, err = run("prune", dense, "--data", text, "--out", "small", "--recipe", "kwon", "--quiet", *SAMPLES)
+    assert code == 2
+    assert err.count("pyprune: error:") == 1
+    assert "cuda" in err
+    assert not Path("small").exists()
+
+
+def test_long_passages_are_cut_with_a_notice(run, dense, text):
+    Path("long.txt").write_text(
+        Path(text).read_text() + "\n\n" + " ".join(["w1"] * 500) + "\n\n" + " ".join(["w2"] * 400)
+    )
+    code, out, _ = run("prune", dense, "--data", "long.txt", "--out", "small", "--samples", "13")
+    assert code == 0
+    assert "longer than" in out
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_resumes(run, dense, text, sig):
+    """Stop the process once its scores are on disk; no checkpoint may be there, and --resume must finish without scoring."""
+    arguments = ["prune", str(dense), "--data", text, "--out", "small", "--quiet", *SAMPLES]
+    code = "import sys, time, pyprune.recipes.surgeon as r\nr.refit = lambda *a: time.sleep(60)\nfrom pyprune.cli import main\nmain()"
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not Path("small.partial/plan.json").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(sig)
+    assert process.wait(timeout=30) != 0
+    assert not Path("small").exists()
+    assert sorted(p.name for p in Path.cwd().iterdir()) == ["small.partial"]
+    code, out, _ = run(*[a for a in arguments if a != "--quiet"], "--resume", "--json")
+    assert code == 0
+    assert "score" not in [s["name"] for s in json.loads(out)["stages"]]
+    assert Path("small/config.json").exists()
+
+
+def test_resume_refuses_results_of_other_settings(run, dense, text):
+    from pyprune.core.partial import Partial
+    from pyprune.core.scores import Scores
+
+    settings = {"model": "another", "data": "x", "recipe": "x", "seed": 0}
+    Partial("small", settings, resume=False).save_scores(Scores({"layers.0.heads": torch.ones(2)}))
+    refuse(run, "prune", dense, "--data", text, "--out", "small", "--resume", *SAMPLES, says="another")
