@@ -122,7 +122,9 @@ class NinjaBuild(build_ext):
     @staticmethod
     def ninja_file(ext, library, torch_dir):
         includes = f"-I{ROOT}/csrc -isystem {torch_dir}/include -isystem {torch_dir}/include/torch/csrc/api/include"
-        cflags = f"-O3 -std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter {ABI} {includes}"
+        # GCC 12 reports its own AVX-512 intrinsics as maybe uninitialised (GCC bug 105593).
+        warnings = "-Wall -Wextra -Wno-unused-parameter -Wno-maybe-uninitialized"
+        cflags = f"-O3 -std=c++20 -fPIC -fvisibility=hidden {warnings} {ABI} {includes}"
         ldflags = f"-L{torch_dir}/lib -ltorch -ltorch_cpu -lc10"
         lines = [NINJA_RULES, f"cxx = {os.environ.get('CXX', 'c++')}", f"cflags = {cflags}"]
         if ext.name.endswith("_cuda"):

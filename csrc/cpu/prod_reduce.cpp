@@ -66,12 +66,13 @@ PYPRUNE_CLONES void accumulate_generic(float* acc, const f16* x, const f16* y, i
 }
 
 #ifdef PYPRUNE_X86
+__attribute__((target("avx512f"), always_inline)) inline __m512 load16(const f16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
 // The hardware's conversion, which the compiler does not find by itself: the generic loop reads at half the speed.
 __attribute__((target("avx512f"))) void accumulate_avx512(float* acc, const f16* x, const f16* y, int64_t x_token,
                                                           int64_t y_token, int64_t tokens, int64_t columns) {
-  const auto wide = [](const f16* p) __attribute__((target("avx512f"), always_inline)) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  };
   const int64_t whole = columns / 16 * 16;
   std::fill(acc, acc + whole, 0.f);
   for (int64_t t = 0; t < tokens; t += kRows) {
@@ -79,7 +80,7 @@ __attribute__((target("avx512f"))) void accumulate_avx512(float* acc, const f16*
     for (int64_t c = 0; c < whole; c += 16) {
       __m512 sum = _mm512_setzero_ps();
       for (int64_t r = 0; r < rows; ++r)
-        sum = _mm512_fmadd_ps(wide(x + (t + r) * x_token + c), wide(y + (t + r) * y_token + c), sum);
+        sum = _mm512_fmadd_ps(load16(x + (t + r) * x_token + c), load16(y + (t + r) * y_token + c), sum);
       _mm512_storeu_ps(acc + c, _mm512_add_ps(_mm512_loadu_ps(acc + c), sum));
     }
   }
