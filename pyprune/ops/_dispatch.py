@@ -86,7 +86,7 @@ class Op:
         """
         device = next(a.device.type for a in args if isinstance(a, torch.Tensor))
         chosen = chosen_backend(self.name)
-        reasons = []
+        reasons: list[str] = []
         for candidate in self.candidates:
             if chosen not in ("auto", candidate.backend):
                 continue
