@@ -1,0 +1,120 @@
+"""Replay: block after block gives what the model's own forward gives, in every family."""
+
+import copy
+
+import pytest
+import torch
+from mask_gradients import anatomy_of, samples_of
+
+from pyprune.capture.replay import advance, context, start
+from pyprune.core.errors import MismatchError
+from pyprune.models.registry import adapter_for
+from pyprune.slicing.slice import slice_
+from pyprune.testing import numerics
+from pyprune.testing.models import VARIANTS, heads, random_plan, tiny_model
+
+CASES = [(variant, head) for variant in VARIANTS for head in (heads(variant)[0], heads(variant)[-1])]
+
+
+def batches_of(padding):
+    # Less padding than a sliding window: eager attention puts out NaN for a query that sees padding alone.
+    return samples_of("", lengths=(11, 8, 11)).batches(max_padding=padding)
+
+
+@torch.no_grad()
+def layer_outputs(model, anatomy, batch):
+    """What every layer puts out in the model's own forward, by hooks."""
+    outputs = []
+
+    def keep(_, args, output):
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [model.get_submodule(path).register_forward_hook(keep) for path in anatomy.layers]
+    model(**batch.inputs)
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+def walk(model, anatomy, batch):
+    """The hidden state behind every block, and the input of every projection."""
+    hidden, calls = start(model, anatomy, batch)
+    states, inputs = [], []
+    for block in anatomy.blocks:
+        x = context(model, block, hidden, calls[block.layer_path])
+        _, hidden = advance(model, block, hidden, x)
+        states.append(hidden)
+        inputs.append(x)
+    return states, inputs
+
+
+@pytest.mark.parametrize(("variant", "head"), CASES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_walking_is_the_models_own_forward(variant, head, attention, pruned):
+    model = tiny_model(variant, head, torch.float64, attention)
+    if pruned:
+        slice_(model, adapter_for(model), random_plan(anatomy_of(model)))
+    anatomy = anatomy_of(model)
+    for padding in (0.0, 1.0):
+        for batch in batches_of(padding):
+            states, inputs = walk(model, anatomy, batch)
+            real = batch.token_mask
+            for state, expected in zip(states[1::2], layer_outputs(model, anatomy, batch), strict=True):
+                numerics.ratio(state[real], expected[real])
+            for block, x in zip(anatomy.blocks, inputs, strict=True):
+                assert x.shape == (*real.shape, block.units.size * block.units.width)
+
+
+@pytest.mark.parametrize("variant", ["bert", "llama"])
+def test_the_stream_is_the_sum_before_the_norm(variant):
+    model = tiny_model(variant, dtype=torch.float64)
+    anatomy = anatomy_of(model)
+    (batch, *_) = batches_of(0.0)
+    hidden, calls = start(model, anatomy, batch)
+    block = anatomy.blocks[0]
+    x = context(model, block, hidden, calls[block.layer_path])
+    stream, after = advance(model, block, hidden, x)
+    numerics.exact(stream, hidden + model.get_submodule(block.projection)(x))
+    norm = model.encoder.layer[0].attention.output.LayerNorm if variant == "bert" else torch.nn.Identity()
+    numerics.exact(after, norm(stream))
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny_model("llama", "AutoModelForCausalLM").train()
+    model.config.use_cache = True
+    batch, anatomy = batches_of(0.0)[0], anatomy_of(model)
+    own = copy.copy(model.model.layers[1].forward)
+    model.model.layers[1].forward = own  # on the instance, as libraries that place weights on devices do
+    before = [set(vars(module)) for module in model.modules()]
+    walk(model, anatomy, batch)
+    assert [set(vars(module)) for module in model.modules()] == before
+    assert vars(model.model.layers[1])["forward"] is own
+    assert model.training
+    assert model.config.use_cache
+    assert not any(len(m._forward_pre_hooks) for m in model.modules())
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("mid-way")
+
+    model.model.norm.forward = fail
+    with pytest.raises(RuntimeError, match="mid-way"):
+        start(model, anatomy, batch)
+    assert vars(model.model.layers[1])["forward"] is own
+    assert "forward" not in vars(model.model.layers[0])
+
+
+def test_task_heads_do_not_run():
+    model = tiny_model("llama", "AutoModelForCausalLM")
+    model.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("the head ran"))
+    start(model, anatomy_of(model), batches_of(0.0)[0])
+
+
+def test_a_layer_without_its_projection_is_named():
+    model = tiny_model("bert")
+    anatomy = anatomy_of(model)
+    hidden, calls = start(model, anatomy, batches_of(0.0)[0])
+    first, *_, other = (block for block in anatomy.blocks if not block.entry)
+    strange = type(first)(first.layer_path, other.projection, (), first.exit, first.units)
+    with pytest.raises(MismatchError, match=r"layer\.0 ran without calling .*layer\.2"):
+        context(model, strange, hidden, calls[first.layer_path])
