@@ -33,6 +33,7 @@ from pyprune.models.registry import adapter_for
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome
+from pyprune.recovery.distill import Distillation, distill
 from pyprune.search.separable import check_feasible
 from pyprune.slicing.slice import slice_
 from pyprune.verification import write_reference
@@ -102,8 +103,8 @@ def calibration_data(
 ) -> tuple[Samples, Samples | None]:
     """Tokenised calibration samples and, for text, held-out samples that the calibration does not see.
 
-    `data` None means the English prose that CPython ships; a path is a text or `.jsonl` file; both are split with `seed`.
-    Anything else that `pyprune.data` takes is calibration data as a whole, and nothing is held out.
+    `data` None means the English prose that CPython ships; a path is a text or `.jsonl` file; both are split with
+    `seed`. Anything else that `pyprune.data` takes is calibration data as a whole, and nothing is held out.
     """
     length = most_tokens(model, tokenizer)
     if data is None or isinstance(data, (str, Path)):
@@ -128,8 +129,8 @@ def score(
 ) -> Scores:
     """What every prunable unit of `model` is worth; no labels are needed.
 
-    `settings` go to the recipe (with `recipe="kwon"`: `criterion="magnitude"`, `cotangent="labels"`, `draws=4`, `tokens="mean"`, ...).
-    Raises InputError for models and data that cannot be used, NumericsError for NaN or Inf.
+    `settings` go to the recipe (with `recipe="kwon"`: `criterion="magnitude"`, `cotangent="labels"`, `draws=4`,
+    `tokens="mean"`, ...). Raises InputError for models and data that cannot be used, NumericsError for NaN or Inf.
     """
     model, tokenizer = _load(model, tokenizer, dtype, device)
     calibration, _ = calibration_data(model, tokenizer, data, samples, seed)
@@ -149,8 +150,8 @@ def plan(
 ) -> Plan:
     """Which units stay under `budget` (`{"flops": 0.6}`, `{"params": "7M"}`, or both); cheap, needs no data.
 
-    FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. Raises BudgetError for budgets
-    that are malformed or infeasible.
+    FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. Raises BudgetError for
+    budgets that are malformed or infeasible.
     """
     anatomy = adapter_for(model).anatomy(model)
     counted = _mean_length(scores) if length is None else float(length)
@@ -199,6 +200,31 @@ def tune(
     return student, outcomes
 
 
+def retrain(
+    model: nn.Module,
+    teacher: nn.Module,
+    data: Any = None,
+    *,
+    epochs: float = 1.0,
+    learning_rate: float = 5e-5,
+    batch_size: int = 32,
+    tokenizer: Any = None,
+    samples: int = 512,
+    seed: int = 0,
+    inplace: bool = False,
+    quiet: bool = True,
+) -> tuple[nn.Module, Distillation]:
+    """Train the pruned `model` to put out what the dense `teacher` does; no labels are needed.
+
+    Works on a copy unless `inplace`. Returns the model and the distillation's steps and final loss. Worth its time only
+    with far more data than `tune` needs.
+    """
+    student = model if inplace else copy.deepcopy(model)
+    calibration, _ = calibration_data(teacher, tokenizer, data, samples, seed)
+    done = distill(student, teacher, calibration, epochs, learning_rate, batch_size, seed, quiet)
+    return student, done
+
+
 def save(
     model: nn.Module,
     out: str | Path,
@@ -210,8 +236,8 @@ def save(
 ) -> Path:
     """Write a checkpoint that plain `AutoModel*.from_pretrained` loads after `import pyprune`; returns its directory.
 
-    `plan` is stored beside the weights, and so are small reference inputs and outputs that `verify` replays. `source` is
-    what the dense model was loaded from; the files that make it a sentence-transformers model are copied from there.
+    `plan` is stored beside the weights, and so are small reference inputs and outputs that `verify` replays. `source`
+    is what the dense model was loaded from; the files that make it a sentence-transformers model are copied from there.
     The directory appears complete or not at all. Raises InputError when `out` is not empty, unless `overwrite`.
     """
     place, found_by = resolve(source) if source is not None else (None, "")
@@ -246,9 +272,9 @@ def prune(
 ) -> Result:
     """Prune `model` to `budget` with a little unlabelled `data`, and save it to `out` when that is given.
 
-    `model` is a directory, a hub id or a transformers model (which stays as it is). `plan`, a `Plan` or its file, takes the
-    place of scoring and search. Stage results of a run with `out` wait in `<out>.partial/`, where `resume` finds them.
-    With `dry_run` the plan is made and nothing is built or written. `settings` go to the recipe.
+    `model` is a directory, a hub id or a transformers model (which stays as it is). `plan`, a `Plan` or its file, takes
+    the place of scoring and search. Stage results of a run with `out` wait in `<out>.partial/`, where `resume` finds
+    them. With `dry_run` the plan is made and nothing is built or written. `settings` go to the recipe.
     Raises InputError, BudgetError or NumericsError before anything is written.
     """
     if (budget is None) == (plan is None):
