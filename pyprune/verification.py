@@ -48,7 +48,8 @@ class Check:
 
     def __str__(self) -> str:
         allowed = "bitwise" if self.allowed == 0 else f"allowed {self.allowed:.1e}"
-        return f"{self.name:<20} max abs difference {self.difference:.3e} ({allowed}): {'equal' if self.equal else 'DIFFERENT'}"
+        verdict = "equal" if self.equal else "DIFFERENT"
+        return f"{self.name:<20} max abs difference {self.difference:.3e} ({allowed}): {verdict}"
 
 
 def random_plan(anatomy: Anatomy, keep: float, seed: int) -> Plan:
@@ -75,8 +76,8 @@ def verify_model(
 ) -> list[Check]:
     """Compare masked, sliced and reloaded models for `plan` (default: `random_plan(keep, seed)`).
 
-    `pruned` is the sliced model that `plan` and tuning made of `model`; without it `model` is sliced here. *Masked* is the
-    dense model that carries the sliced model's tuned output projections, with the removed units masked.
+    `pruned` is the sliced model that `plan` and tuning made of `model`; without it `model` is sliced here. *Masked* is
+    the dense model that carries the sliced model's tuned output projections, with the removed units masked.
     """
     adapter = adapter_for(model)
     anatomy = adapter.anatomy(model)
@@ -140,7 +141,8 @@ def _entries(outputs: Any) -> dict[str, torch.Tensor]:
 def verify_checkpoint(path: str | Path, device: str = "cpu") -> list[Check]:
     """Load a pruned checkpoint and replay its stored reference.
 
-    Bitwise equality is not promised between machines (kernels sum in other orders): rounding in the model's dtype is allowed.
+    Bitwise equality is not promised between machines (kernels sum in other orders): rounding in the model's dtype is
+    allowed.
     """
     tensors, _ = read_tensors(Path(path) / REFERENCE_FILE)
     model, _ = load(path, device=device)

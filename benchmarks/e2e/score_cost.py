@@ -4,12 +4,13 @@ Providers, each one forward and one backward pass over the same tokens with the 
 
 - `pyprune`: taps (`pyprune.capture.collect`), per-sample gradients;
 - `published`: mask tensors in the graph, eager attention, weight gradients on (Kwon et al. 2022), gradients per batch;
-- `frozen`: forward and backward with frozen weights and fused attention and no scores at all, from the first block's input:
-  what any gradient score has to pay;
+- `frozen`: forward and backward with frozen weights and fused attention and no scores at all, from the first block's
+  input: what any gradient score has to pay;
 - `published+compile`: `torch.compile` of `published`.
 
-Cases: `32x128` (full-length batch), and `passages` (the main job's real texts: pyprune batches by length without padding, the
-others pad batches of 32 in the data's order). `--bf16` adds pyprune's scoring pass in bfloat16 and its rank correlation to fp32.
+Cases: `32x128` (full-length batch), and `passages` (the main job's real texts: pyprune batches by length without
+padding, the others pad batches of 32 in the data's order). `--bf16` adds pyprune's scoring pass in bfloat16 and its
+rank correlation to fp32.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def main() -> None:
             providers["published+compile"] = lambda b=theirs, m=compiled: published(m, anatomy, b, probe)
         if args.bf16:
             narrow = copy.deepcopy(model).bfloat16()
-            providers["pyprune bf16"] = lambda s=samples, b=ours: collect(narrow, anatomy, b, probe, s.lengths)
+            providers["pyprune bf16"] = lambda s=samples, b=ours, m=narrow: collect(m, anatomy, b, probe, s.lengths)
         timings = interleave(providers, repeats=args.repeats, warmup=1)
         base = timings["pyprune"].median
         print(f"\n{case}: {sum(samples.lengths.tolist())} real tokens")

@@ -20,7 +20,8 @@ class Fidelity:
 
     - hidden states: `cosine` between dense and pruned pooled sentence embeddings, and `neighbour`, the share of samples
       whose nearest neighbour (by cosine, itself excluded) is the same for both models;
-    - logits: `kl`, the divergence KL(dense || pruned) in nats a prediction, and `top1`, the share of equal top predictions.
+    - logits: `kl`, the divergence KL(dense || pruned) in nats a prediction, and `top1`, the share of equal top
+      predictions.
     """
 
     values: dict[str, float]

@@ -1,8 +1,9 @@
 """Second-order statistics of output projections, and what a change of their weights costs.
 
 With x the input and g the gradient at the output of a projection (one row a token), the loss of changing its weights by
-D `[n, d]` is 1/2 (sum over tokens of x' D g)^2 per sample, to second order (Gauss-Newton). `collect_curvature` gathers the
-two factors of its Kronecker approximation, `measure_updates` the form itself for given D, correlation between tokens included.
+D `[n, d]` is 1/2 (sum over tokens of x' D g)^2 per sample, to second order (Gauss-Newton). `collect_curvature` gathers
+the two factors of its Kronecker approximation, `measure_updates` the form itself for given D, correlation between
+tokens included.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ OnGradient = Callable[[str, torch.Tensor, torch.Tensor], None]
 class Curvature:
     """Kronecker factors of one block's output projection, sums over `tokens` real tokens, float64.
 
-    `gram` `[n, n]` is the sum of x x', `total` `[n]` the sum of x, `metric` `[d, d]` the sum of g g' over tokens and draws.
+    `gram` `[n, n]` is the sum of x x', `total` `[n]` the sum of x, `metric` `[d, d]` the sum of g g' over tokens and
+    draws.
     """
 
     gram: torch.Tensor
@@ -121,10 +123,10 @@ def measure_updates(
     updates: Mapping[str, torch.Tensor],
     means: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """Cost of every weight change, each taken alone: sums over samples and draws of (sum over tokens of (x - mean)' D g)^2.
+    """Cost of every weight change, taken alone: sums over samples and draws of (sum over tokens of (x - mean)' D g)^2.
 
-    `updates[name]` is `[k, n, d]`: k changes D of that block's projection (transposed weights); `means[name]` `[n]` is taken
-    off its inputs. Returns `[k]` float64 a block.
+    `updates[name]` is `[k, n, d]`: k changes D of that block's projection (transposed weights); `means[name]` `[n]` is
+    taken off its inputs. Returns `[k]` float64 a block.
     """
     blocks = [block for block in anatomy.blocks if block.units.name in updates]
     flat = {name: update.flatten(1).float() for name, update in updates.items()}

@@ -44,7 +44,7 @@ def prune(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Prune MODEL to a budget (default: 60 % of its FLOPs) on unlabelled data, save it, and measure what that brought."""
+    """Prune MODEL to a budget (default: 60 % of its FLOPs) on unlabelled data, save it, and measure the result."""
     import pyprune
     from pyprune.report.prune import compare_stages, measure, table
 

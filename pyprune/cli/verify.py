@@ -21,7 +21,7 @@ def verify(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Prove that MODEL survives pruning exactly (random plan), or that a pruned checkpoint still gives its stored outputs.
+    """Prove that MODEL survives pruning exactly (random plan), or that a pruned checkpoint gives its stored outputs.
 
     Exits with 1 when outputs differ.
     """

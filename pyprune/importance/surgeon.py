@@ -1,16 +1,18 @@
 """What a unit is worth when the units that stay are refitted: structured optimal brain surgeon.
 
-For one block with output projection W `[n, d]`, inputs with Gram matrix G and output metric M (`capture.curvature`), the loss
-of a weight change D is about tr(D' G D M). Removing unit u (rows of W) and refitting the rows that stay costs, and changes W by,
+For one block with output projection W `[n, d]`, inputs with Gram matrix G and output metric M (`capture.curvature`),
+the loss of a weight change D is about tr(D' G D M). With H = (G + damping)^-1, removing unit u (rows of W) and
+refitting the rows that stay costs, and changes W and H by,
 
-    cost_u = tr(W_u' (H_uu)^-1 W_u M),   W <- W - H_:u (H_uu)^-1 W_u,   H <- H - H_:u (H_uu)^-1 H_u:,   H = (G + damping)^-1
+    cost_u = tr(W_u' (H_uu)^-1 W_u M),   W <- W - H_:u (H_uu)^-1 W_u,   H <- H - H_:u (H_uu)^-1 H_u:
 
-(Hassibi and Stork 1993; for structures Kurtic et al. 2023, "ZipLM"; the metric is the K-FAC factor of Martens and Grosse 2015).
-The cheapest units go first, which orders them and gives a curve of costs a block.
+(Hassibi and Stork 1993; for structures Kurtic et al. 2023, "ZipLM"; the metric is the K-FAC factor of Martens and
+Grosse 2015). The cheapest units go first, which orders them and gives a curve of costs a block.
 
 The Kronecker form ignores that errors of one sample's tokens add up, by a factor that differs from block to block. So
-the curve is *calibrated*: at a few points the exact Gauss-Newton cost of the removal is measured on data, and the curve is scaled
-to pass through them. Its increments, made non-decreasing, are scores that an additive search may compare across blocks.
+the curve is *calibrated*: at a few points the exact Gauss-Newton cost of the removal is measured on data, and the curve
+is scaled to pass through them. Its increments, made non-decreasing, are scores that an additive search may compare
+across blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from scipy.optimize import isotonic_regression
 
 # Shares of units that stay where the cost is measured: dense enough for a log-linear curve between them.
 LEVELS = (0.8, 0.6, 0.45, 0.3, 0.15, 0.0)
-# Neurons removed between two updates of H, as a share: 1/192 is 8 of 1,536. One at a time gave the same plans, 6 times slower.
+# Neurons removed between two updates of H, as a share: 1/192 is 8 of 1,536. One at a time gave the same plans, 6 times
+# slower.
 _STEP = 1 / 192
 # Relative to mean diagonals. The first is the refit's own damping; the second only keeps the metric definite.
 _DAMPING, _METRIC_DAMPING = 1e-2, 1e-3
@@ -31,8 +34,9 @@ _DAMPING, _METRIC_DAMPING = 1e-2, 1e-3
 
 @dataclass
 class Elimination:
-    """One block taken apart: `order` `[size]` lists units, first to go first, and `cost` `[size]` what each one's going costs.
+    """One block taken apart.
 
+    `order` `[size]` lists units, first to go first, and `cost` `[size]` what each one's going costs.
     `updates` `[k, n, d]` are the weight changes after `removed[k]` units have gone, refit included.
     """
 
@@ -45,7 +49,8 @@ class Elimination:
 def eliminate(weight: torch.Tensor, gram: torch.Tensor, metric: torch.Tensor, width: int) -> Elimination:
     """Take the block apart unit by unit.
 
-    `weight` `[d, n]` as `nn.Linear` holds it, `gram` `[n, n]`, `metric` `[d, d]`, `width` channels a unit. Float64 inside.
+    `weight` `[d, n]` as `nn.Linear` holds it, `gram` `[n, n]`, `metric` `[d, d]`, `width` channels a unit. Float64
+    inside.
     """
     dense = weight.detach().double().T
     n, size = dense.shape[0], dense.shape[0] // width

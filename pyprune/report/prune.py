@@ -99,8 +99,11 @@ def measure(result: Result, out: Path | None, others: dict[str, dict[str, float]
 
 
 def _model_flops(model: nn.Module, anatomy: Anatomy, length: float) -> float:
-    """FLOPs of the whole model for one sequence: the blocks, and every other linear layer once a token (poolers and task
-    heads that read one token are counted at every token, an upper bound; embeddings and norms are not counted)."""
+    """FLOPs of the whole model for one sequence: the blocks, and every other linear layer once a token.
+
+    Poolers and task heads that read one token are counted at every token, an upper bound; embeddings and norms are not
+    counted.
+    """
     inside = {cut.module for group in anatomy.groups for cut in group.cuts}
     others = sum(
         m.weight.numel() for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in inside
@@ -110,47 +113,59 @@ def _model_flops(model: nn.Module, anatomy: Anatomy, length: float) -> float:
 
 def table(report: dict[str, Any]) -> str:
     """The report as text."""
+    sections = [_sizes_and_speed(report), _fidelity(report), _stages(report), _remarks(report), _loading(report)]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def _sizes_and_speed(report: dict[str, Any]) -> list[str]:
     lines = [f"{'':<26}{'dense':>14}{'pruned':>14}{'ratio':>9}"]
 
-    def row(name: str, dense: float, pruned: float, form: str) -> None:
-        lines.append(f"{name:<26}{dense:>14{form}}{pruned:>14{form}}{pruned / dense:>9.3f}")
+    def row(name: str, dense: float, pruned: float, form: str, remark: str = "") -> None:
+        lines.append(f"{name:<26}{dense:>14{form}}{pruned:>14{form}}{pruned / dense:>9.3f}{remark}")
 
     for scope in ("blocks", "model"):
         row(f"parameters, {scope} (M)", *(n / 1e6 for n in report[scope]["params"]), ".3f")
         row(f"FLOPs, {scope} (G)", *(n / 1e9 for n in report[scope]["flops"]), ".4f")
     for x in report["latency_ms"]:
-        name = f"latency {x['batch']}x{x['length']} (ms)"
-        lines.append(
-            f"{name:<26}{x['dense']:>14.2f}{x['pruned']:>14.2f}{x['pruned'] / x['dense']:>9.3f}   {x['speedup']:.2f}x as fast"
-        )
+        remark = f"   {x['speedup']:.2f}x as fast"
+        row(f"latency {x['batch']}x{x['length']} (ms)", x["dense"], x["pruned"], ".2f", remark)
     lines.append(
         f"FLOPs at {report['length']:.1f} tokens a sequence; blocks are what can be pruned; latency: medians, in turns."
     )
     slower = [x for x in report["latency_ms"] if x["speedup"] <= 1]
-    lines += [f"NOT FASTER at {x['batch']}x{x['length']}." for x in slower]
-    if report["fidelity"]:
-        lines += ["", f"fidelity to the dense model on {report['held_out']} held-out passages"]
-        lines += [
-            f"  {name:<24}" + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
-            for name, values in report["fidelity"].items()
-        ]
-    lines += ["", f"{'stage':<26}{'seconds':>10}{'peak MiB':>10}"]
-    lines += [
-        f"{s['name']:<26}{s['seconds']:>10.1f}{s['host_mib']:>10.0f}"
-        + (f"  GPU {s['cuda_mib']:.0f} MiB" if s["cuda_mib"] else "")
-        for s in report["stages"]
-    ]
-    lines.append("")
-    lines += [
+    return lines + [f"NOT FASTER at {x['batch']}x{x['length']}." for x in slower]
+
+
+def _fidelity(report: dict[str, Any]) -> list[str]:
+    if not report["fidelity"]:
+        return []
+    lines = [f"fidelity to the dense model on {report['held_out']} held-out passages"]
+    for name, values in report["fidelity"].items():
+        lines.append(f"  {name:<24}" + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+    return lines
+
+
+def _stages(report: dict[str, Any]) -> list[str]:
+    lines = [f"{'stage':<26}{'seconds':>10}{'peak MiB':>10}"]
+    for s in report["stages"]:
+        gpu = f"  GPU {s['cuda_mib']:.0f} MiB" if s["cuda_mib"] else ""
+        lines.append(f"{s['name']:<26}{s['seconds']:>10.1f}{s['host_mib']:>10.0f}{gpu}")
+    return lines
+
+
+def _remarks(report: dict[str, Any]) -> list[str]:
+    checks = [
         f"{c['name']}: max abs difference {c['difference']:.2e}, {'equal' if c['equal'] else 'DIFFERENT'}"
         for c in report["checks"]
     ]
-    lines += [f"not tuned: {block}: {reason}" for block, reason in report["not_tuned"].items()]
-    lines += [f"note: {notice}" for notice in report["notices"]]
-    if report["out"]:
-        lines += [
-            "",
-            "import pyprune; from transformers import " + report["class"],
-            f"model = {report['class']}.from_pretrained({report['out']!r})",
-        ]
-    return "\n".join(lines)
+    untuned = [f"not tuned: {block}: {reason}" for block, reason in report["not_tuned"].items()]
+    return checks + untuned + [f"note: {notice}" for notice in report["notices"]]
+
+
+def _loading(report: dict[str, Any]) -> list[str]:
+    if not report["out"]:
+        return []
+    return [
+        "import pyprune; from transformers import " + report["class"],
+        f"model = {report['class']}.from_pretrained({report['out']!r})",
+    ]

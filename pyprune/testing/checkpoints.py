@@ -10,7 +10,10 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
 
 def word_tokenizer(text: str, length: int = 40):
-    """A fast tokenizer over the words of `text`; token ids start with bos 0, pad 1, eos 2, unk 3, as the tiny configs say."""
+    """A fast tokenizer over the words of `text`.
+
+    Token ids start with bos 0, pad 1, eos 2, unk 3, as the tiny configs say.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -241,9 +241,14 @@ def test_long_passages_are_cut_with_a_notice(run, dense, text):
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_resumes(run, dense, text, sig):
-    """Stop the process once its scores are on disk; no checkpoint may be there, and --resume must finish without scoring."""
+    """Stop the process once its plan is on disk: no checkpoint may be there, and --resume finishes without scoring."""
     arguments = ["prune", str(dense), "--data", text, "--out", "small", "--quiet", *SAMPLES]
-    code = "import sys, time, pyprune.recipes.surgeon as r\nr.refit = lambda *a: time.sleep(60)\nfrom pyprune.cli import main\nmain()"
+    code = (
+        "import sys, time, pyprune.recipes.surgeon as r\n"
+        "r.refit = lambda *a: time.sleep(60)\n"
+        "from pyprune.cli import main\n"
+        "main()"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not Path("small.partial/plan.json").exists():
