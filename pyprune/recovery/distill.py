@@ -32,8 +32,8 @@ class Distillation:
 def distillation_loss(student: Any, teacher: Any, batch: Batch) -> torch.Tensor:
     """How far the student's outputs are from the teacher's, a scalar.
 
-    Logits: KL(teacher || student) at temperature 2, times 4, mean over real tokens or samples. Hidden states: squared error
-    relative to the teacher's variance, mean over real tokens, plus one minus the cosine of the pooled embeddings.
+    Logits: KL(teacher || student) at temperature 2, times 4, mean over real tokens or samples. Hidden states: squared
+    error relative to the teacher's variance, mean over real tokens, plus one minus the cosine of the pooled embeddings.
     """
     if hasattr(teacher, "start_logits"):
         pairs = [(student.start_logits, teacher.start_logits), (student.end_logits, teacher.end_logits)]
