@@ -30,6 +30,8 @@ LEVELS = (0.8, 0.6, 0.45, 0.3, 0.15, 0.0)
 _STEP = 1 / 192
 # Relative to mean diagonals. The first is the refit's own damping; the second only keeps the metric definite.
 _DAMPING, _METRIC_DAMPING = 1e-2, 1e-3
+# Removed neurons keep their rows, updated in place with the others, until this share is left: copying costs more.
+_COMPACT_BELOW = 0.75
 
 
 @dataclass
@@ -62,26 +64,30 @@ def eliminate(weight: torch.Tensor, gram: torch.Tensor, metric: torch.Tensor, wi
     order, cost, removed, updates = [], [], [], []
     levels = sorted({size - int(level * size) for level in LEVELS} - {0})
     step = max(1, round(size * _STEP)) if width == 1 else 1
-    while len(units):
+    alive = torch.ones(size, dtype=torch.bool, device=dense.device)
+    while len(order) < size:
         here = min(step, levels[0] - len(order))
-        gone = _unit_costs(w, h, width).topk(here, largest=False, sorted=True).indices
+        gone = _unit_costs(w, h, alive, width).topk(here, largest=False, sorted=True).indices
         rows = _channels(gone, width)
         block = h[rows][:, rows]
         solved = torch.linalg.solve(block, w[rows])
-        each = (w[rows] * solved).sum(1).view(here, width).sum(1)
         order += units[gone].tolist()
-        cost += each.clamp(min=0).tolist()
-        stay = torch.ones(len(units), dtype=torch.bool, device=dense.device)
-        stay[gone] = False
-        left = _channels(stay.nonzero().flatten(), width)
-        cross = h[left][:, rows]
-        w = w[left] - cross @ solved
-        h = h[left][:, left] - cross @ torch.linalg.solve(block, cross.T)
-        units = units[stay]
+        cost += (w[rows] * solved).sum(1).view(here, width).sum(1).clamp(min=0).tolist()
+        cross = h[:, rows].contiguous()
+        w.addmm_(cross, solved, alpha=-1)
+        h.addmm_(cross, torch.linalg.solve(block, cross.T), alpha=-1)
+        alive[gone] = False
+        if int(alive.sum()) < _COMPACT_BELOW * len(alive) or width > 1:
+            left = _channels(alive.nonzero().flatten(), width)
+            w, h = w[left], h[left][:, left].contiguous()
+            units, alive = units[alive], alive[alive]
         if len(order) == levels[0]:
             levels.pop(0)
             after = torch.zeros_like(dense)
-            after[_channels(units, width)] = torch.linalg.solve_triangular(root, w, upper=False, left=False)
+            left = alive.nonzero().flatten()
+            after[_channels(units[left], width)] = torch.linalg.solve_triangular(
+                root, w[_channels(left, width)], upper=False, left=False
+            )
             removed.append(len(order))
             updates.append((after - dense).float())
     return Elimination(torch.tensor(order), torch.tensor(cost, dtype=torch.float64), removed, torch.stack(updates))
@@ -109,13 +115,12 @@ def _root(metric: torch.Tensor) -> torch.Tensor:
     return torch.linalg.cholesky(metric / scale + _METRIC_DAMPING * eye) * scale.sqrt()
 
 
-def _unit_costs(w: torch.Tensor, h: torch.Tensor, width: int) -> torch.Tensor:
+def _unit_costs(w: torch.Tensor, h: torch.Tensor, alive: torch.Tensor, width: int) -> torch.Tensor:
     if width == 1:
-        return w.square().sum(1) / h.diagonal()
-    count = len(w) // width
-    at = torch.arange(count, device=w.device)
-    blocks = h.view(count, width, count, width)[at, :, at, :]
-    rows = w.view(count, width, -1)
+        return torch.where(alive, w.square().sum(1) / h.diagonal(), torch.inf)
+    at = torch.arange(len(alive), device=w.device)
+    blocks = h.view(len(alive), width, len(alive), width)[at, :, at, :]
+    rows = w.view(len(alive), width, -1)
     return (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
 
 
