@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from pyprune.capture.collect import frozen
 from pyprune.capture.replay import Call, advance, context, start
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
@@ -92,27 +93,28 @@ def fit_blocks(
     """Fit the student's blocks in order; `fit(projection, block)` starts one, or returns an `Outcome` to skip it."""
     if len(student_anatomy.blocks) != len(teacher_anatomy.blocks):
         raise MismatchError("student and teacher have different numbers of blocks")
-    streams = []
-    for batch in batches:
-        moved = batch.to(next(student.parameters()).device)
-        hidden_t, calls_t = start(teacher, teacher_anatomy, moved)
-        hidden_s, calls_s = start(student, student_anatomy, moved)
-        streams.append(_Stream(moved, hidden_t, hidden_s, calls_t, calls_s))
+    with frozen(student), frozen(teacher):  # dropout would be fitted too
+        streams = []
+        for batch in batches:
+            moved = batch.to(next(student.parameters()).device)
+            hidden_t, calls_t = start(teacher, teacher_anatomy, moved)
+            hidden_s, calls_s = start(student, student_anatomy, moved)
+            streams.append(_Stream(moved, hidden_t, hidden_s, calls_t, calls_s))
 
-    outcomes = []
-    pairs = list(zip(student_anatomy.blocks, teacher_anatomy.blocks, strict=True))
-    for block, teacher_block in stages.progress(pairs, description):
-        started = fit(student.get_submodule(block.projection), block)
-        rows = _Rows(started)
-        activations = []
-        for stream in streams:
-            x_t = context(teacher, teacher_block, stream.teacher, stream.teacher_calls[teacher_block.layer_path])
-            target, stream.teacher = advance(teacher, teacher_block, stream.teacher, x_t)
-            x = context(student, block, stream.student, stream.student_calls[block.layer_path])
-            activations.append(x)
-            real = stream.batch.token_mask
-            rows.add(x[real], (target - stream.student)[real])
-        outcomes.append(rows.solve())
-        for stream, x in zip(streams, activations, strict=True):
-            _, stream.student = advance(student, block, stream.student, x)
-    return outcomes
+        outcomes = []
+        pairs = list(zip(student_anatomy.blocks, teacher_anatomy.blocks, strict=True))
+        for block, teacher_block in stages.progress(pairs, description):
+            started = fit(student.get_submodule(block.projection), block)
+            rows = _Rows(started)
+            activations = []
+            for stream in streams:
+                x_t = context(teacher, teacher_block, stream.teacher, stream.teacher_calls[teacher_block.layer_path])
+                target, stream.teacher = advance(teacher, teacher_block, stream.teacher, x_t)
+                x = context(student, block, stream.student, stream.student_calls[block.layer_path])
+                activations.append(x)
+                real = stream.batch.token_mask
+                rows.add(x[real], (target - stream.student)[real])
+            outcomes.append(rows.solve())
+            for stream, x in zip(streams, activations, strict=True):
+                _, stream.student = advance(student, block, stream.student, x)
+        return outcomes

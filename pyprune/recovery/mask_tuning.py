@@ -32,7 +32,8 @@ class _Scales:
     def __init__(self, projection: nn.Linear, block: Block) -> None:
         self.projection, self.units, self.name = projection, block.units, block.units.name
         self.intercept = block.units.axis != "neurons"
-        self.w = projection.weight.detach().float().T.contiguous()
+        self.dtype = torch.promote_types(projection.weight.dtype, torch.float32)
+        self.w = projection.weight.detach().to(self.dtype).T.contiguous()
         n = block.units.size + self.intercept
         device = projection.weight.device
         self.ata = torch.zeros(n, n, dtype=torch.float64, device=device)
@@ -41,9 +42,9 @@ class _Scales:
 
     def add(self, x: torch.Tensor, target: torch.Tensor) -> None:
         size, width = self.units.size, self.units.width
-        x, target = x.float(), target.float()
+        x, target = x.to(self.dtype), target.to(self.dtype)
         if self.projection.bias is not None:
-            target = target - self.projection.bias.float()
+            target = target - self.projection.bias.to(self.dtype)
         ata, atb = ops.hadamard_gram(x, self.w, target, group=width)
         self.ata[:size, :size] += ata
         self.atb[:size] += atb
@@ -58,16 +59,13 @@ class _Scales:
 
     def solve(self) -> Outcome:
         size = self.units.size
-        one = torch.ones_like(self.atb)
-        if self.intercept:
-            one[size] = 0.0
-        rhs = self.atb - self.ata @ one
+        rhs = self.atb - self.ata.sum(1)
         if rhs.numel() == 1:  # as published: a single unknown is solved undamped
             x = rhs / self.ata[0, 0].clamp(min=torch.finfo(torch.float64).tiny)
         else:
             eigenvalues, q = torch.linalg.eigh(self.ata)
             x = q @ ((q.T @ rhs) * eigenvalues / (eigenvalues.square() + 1))
-        scale = (one + x)[:size]
+        scale = 1 + x[:size]
         if not torch.isfinite(scale).all() or scale.abs().max() > _LARGEST_SCALE:
             return Outcome(self.name, False, f"a scale of {scale.abs().max():.3g} exceeds {_LARGEST_SCALE:g}")
         before, after = self._missing(torch.ones_like(scale)), self._missing(scale)
@@ -78,7 +76,7 @@ class _Scales:
     def _missing(self, scale: torch.Tensor) -> float:
         size = self.units.size
         left = scale @ self.ata[:size, :size] @ scale - 2 * scale @ self.atb[:size] + self.bb
-        return float((left / self.bb).clamp(min=0))
+        return float(left.clamp(min=0) / self.bb.clamp(min=torch.finfo(torch.float64).tiny))
 
 
 def tune_masks(

@@ -35,8 +35,9 @@ class _LeastSquares:
         self.tt = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, x: torch.Tensor, target: torch.Tensor) -> None:
-        # The products run in fp32 (fp64 GEMMs are 2x slower on CPUs, 30x on consumer GPUs); sums over batches are fp64.
-        x, target = x.float(), target.float()
+        # The products run in fp32 at least (fp64 GEMMs are 2x slower on CPUs, 30x on consumer GPUs); sums over batches
+        # are fp64.
+        x, target = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, target))
         self.count += x.shape[0]
         self.xx += x.T @ x
         self.xt += x.T @ target
@@ -77,7 +78,7 @@ class _LeastSquares:
         """||X W + b - T||^2 / ||T||^2 from the Gram matrices."""
         fit = (weight * (self.xx @ weight)).sum() - 2 * (weight * self.xt).sum()
         fit = fit + self.count * bias.square().sum() + 2 * bias @ (self.x @ weight - self.t)
-        return float(((fit + self.tt) / self.tt).clamp(min=0))
+        return float((fit + self.tt).clamp(min=0) / self.tt.clamp(min=torch.finfo(torch.float64).tiny))
 
 
 def refit(
