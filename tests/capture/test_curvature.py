@@ -1,0 +1,102 @@
+"""Second-order statistics against autograd, one sample at a time."""
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from pyprune.capture.cotangent import EmbeddingProbe
+from pyprune.capture.curvature import collect_curvature, measure_updates
+from pyprune.core.batches import Batch, Samples
+from pyprune.models.registry import adapter_for
+from pyprune.testing.models import tiny_model
+from pyprune.testing.numerics import ratio
+
+DRAWS = 2
+
+
+def setting(variant="bert"):
+    model = tiny_model(variant, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": torch.randint(3, 99, (n,), generator=generator)} for n in (9, 4, 9, 6)]
+    return model, adapter_for(model).anatomy(model), Samples(rows, None, {"input_ids": 1}), EmbeddingProbe(0)
+
+
+def weight_gradient(model, block, samples, s, draw, probe):
+    """Gradient `[d, n]` of one sample's loss at the block's projection, by autograd."""
+    name = f"{block.projection}.weight"
+    weight = dict(model.named_parameters())[name].detach().clone().requires_grad_()
+    inputs = {"input_ids": samples.inputs[s]["input_ids"][None]}
+    batch = Batch(inputs, torch.tensor([s]), torch.tensor([len(inputs["input_ids"][0])]))
+    probe(functional_call(model, {name: weight}, (), inputs), batch, draw).backward()
+    return weight.grad
+
+
+@pytest.mark.parametrize("variant", ["bert", "llama"])
+@pytest.mark.parametrize("padding", [0.0, 1.0])
+def test_measured_costs_are_squares_of_directional_derivatives(variant, padding):
+    model, anatomy, samples, probe = setting(variant)
+    generator = torch.Generator().manual_seed(1)
+    updates, means = {}, {}
+    for block in anatomy.blocks:
+        projection = model.get_submodule(block.projection)
+        shape = (3, projection.in_features, projection.out_features)
+        updates[block.units.name] = torch.randn(shape, generator=generator)
+        means[block.units.name] = torch.zeros(projection.in_features, dtype=torch.float64)
+    found = measure_updates(model, anatomy, samples.batches(10**6, padding), probe, DRAWS, updates, means)
+    for block in anatomy.blocks:
+        expected = torch.zeros(3, dtype=torch.float64)
+        for s in range(len(samples)):
+            for draw in range(DRAWS):
+                gradient = weight_gradient(model, block, samples, s, draw, probe)
+                expected += (updates[block.units.name].double() * gradient.T).sum((1, 2)).square()
+        ratio(found[block.units.name], expected, torch.float32)
+
+
+def test_factors_are_sums_over_real_tokens_only():
+    model, anatomy, samples, probe = setting()
+    alone = collect_curvature(model, anatomy, samples.batches(), probe, DRAWS)
+    padded = collect_curvature(model, anatomy, samples.batches(10**6, 1.0), probe, DRAWS)
+    for name, curvature in alone.items():
+        assert curvature.tokens == padded[name].tokens == 28
+        for factor in ("gram", "total", "metric"):
+            ratio(getattr(padded[name], factor), getattr(curvature, factor), torch.float32)
+
+
+def test_factors_of_one_token_samples_give_the_exact_cost():
+    """With one token a sample and one sample, the Kronecker form is the Gauss-Newton form."""
+    model, anatomy, _, probe = setting()
+    samples = Samples([{"input_ids": torch.tensor([5])}], None, {})
+    factors = collect_curvature(model, anatomy, samples.batches(), probe, 1)
+    block = anatomy.blocks[-1]
+    curvature = factors[block.units.name]
+    generator = torch.Generator().manual_seed(1)
+    update = torch.randn(1, *model.get_submodule(block.projection).weight.T.shape, generator=generator)
+    zero = torch.zeros_like(curvature.total)
+    name = block.units.name
+    found = measure_updates(model, anatomy, samples.batches(), probe, 1, {name: update}, {name: zero})[name]
+    d = update[0].double()
+    ratio(found, torch.trace(d.T @ curvature.gram @ d @ curvature.metric)[None], torch.float32)
+
+
+def test_centring_takes_the_mean_off():
+    model, anatomy, samples, probe = setting()
+    curvature = collect_curvature(model, anatomy, samples.batches(), probe, 1)["layers.1.neurons"]
+    rows = []
+    projection = model.get_submodule(anatomy.block("layers.1.neurons").projection)
+    handle = projection.register_forward_pre_hook(lambda _, args: rows.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        for batch in samples.batches():
+            model(**batch.inputs)
+    handle.remove()
+    x = torch.cat(rows)
+    x = x - x.mean(0)
+    ratio(curvature.centred(), x.T @ x, torch.float32)
+
+
+def test_the_model_is_left_as_it_was():
+    model, anatomy, samples, probe = setting()
+    model.train()
+    collect_curvature(model, anatomy, samples.batches(), probe, 1)
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
