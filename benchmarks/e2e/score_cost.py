@@ -18,13 +18,14 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from pyprune.api import calibration_data
-from pyprune.bench.results import Results
+from pyprune.api import calibration_data, pick_device
+from pyprune.bench.results import Results, device_name
 from pyprune.bench.timing import interleave
 from pyprune.capture.collect import collect
 from pyprune.capture.cotangent import EmbeddingProbe
@@ -42,8 +43,9 @@ def published(
     model: nn.Module, anatomy: Anatomy, batches: Sequence[Batch], probe: EmbeddingProbe
 ) -> dict[str, torch.Tensor]:
     """Kwon's procedure: masks are leaves of the graph, one gradient vector a batch, squared and summed."""
-    masks = {g.name: torch.ones(g.size, requires_grad=True) for g in anatomy.groups}
-    scores = {g.name: torch.zeros(g.size) for g in anatomy.groups}
+    device = next(model.parameters()).device
+    masks = {g.name: torch.ones(g.size, device=device, requires_grad=True) for g in anatomy.groups}
+    scores = {g.name: torch.zeros(g.size, device=device) for g in anatomy.groups}
     with masked(model, anatomy, masks):
         for batch in batches:
             probe(model(**batch.inputs), batch, 0).backward()
@@ -77,14 +79,17 @@ def random_batch(vocabulary: int, size: int, length: int) -> Samples:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; auto takes the GPU where there is one")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--samples", type=int, default=128, help="passages of the real-text case")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--bf16", action="store_true", help="add the bfloat16 scoring pass")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the CSV file")
     parser.add_argument("--dry", action="store_true", help="print, do not write results")
     args = parser.parse_args()
 
-    model, tokenizer = load(args.model)
+    device = pick_device(args.device)
+    model, tokenizer = load(args.model, device=device)
     anatomy = adapter_for(model).anatomy(model)
     model.requires_grad_(False)
     eager = copy.deepcopy(model).requires_grad_(True)
@@ -96,15 +101,17 @@ def main() -> None:
         "32x128": (full, full.batches(max_tokens=10**9), full.batches(max_tokens=10**9)),
         "passages": (passages, passages.batches(**batching(model)), in_order(passages, 32)),
     }
-    results = Results("score_cost")
-    for case, (samples, ours, theirs) in cases.items():
+    results = Results("score_cost", path=args.results and args.results / f"{device_name()}.csv")
+    for kind, (samples, *batches) in cases.items():
+        ours, theirs = ([batch.to(device) for batch in some] for some in batches)
+        case = kind if args.model == MODEL else f"{kind} model={Path(args.model).name}"
         providers: dict[str, Callable[[], object]] = {
             "pyprune": lambda s=samples, b=ours: collect(model, anatomy, b, probe, s.lengths),
             "published": lambda b=theirs: published(eager, anatomy, b, probe),
             "frozen": lambda b=ours: frozen_pass(model, b, probe),
         }
         if not args.no_compile:
-            compiled = torch.compile(eager, dynamic=case == "passages")
+            compiled = torch.compile(eager, dynamic=kind == "passages")
             providers["published+compile"] = lambda b=theirs, m=compiled: published(m, anatomy, b, probe)
         if args.bf16:
             narrow = copy.deepcopy(model).bfloat16()

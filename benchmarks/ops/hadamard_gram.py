@@ -1,16 +1,18 @@
 """hadamard_gram against the same formula in eager torch and torch.compile, in turns, in one run.
 
-    python benchmarks/ops/hadamard_gram.py [--dry] [--repeats 7]
+    python benchmarks/ops/hadamard_gram.py [--device cuda] [--dry | --results DIR] [--repeats 7] [--tiny]
 
 The floor is half of `h^T h` and of `w w^T` plus `h^T target`, at the speed that torch.mm reaches on `h^T h` alone.
+`--tiny` only shows that the script works: one small case, nothing compiled.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
 from pyprune import ops
-from pyprune.bench.results import Results
+from pyprune.bench.results import Results, device_name
 from pyprune.bench.timing import interleave
 from pyprune.ops.hadamard_gram import flops, reference
 
@@ -20,33 +22,40 @@ CASES = {
     "heads=12 4096x768 d=768": (4096, 768, 768, 64),
     "neurons 1248x1536 d=384": (1248, 1536, 384, 1),
 }
+TINY = {"tiny 16x24 d=8": (16, 24, 8, 4)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tiny", action="store_true", help="one small case, nothing compiled")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the CSV file")
     parser.add_argument("--dry", action="store_true", help="print and do not write rows")
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = args.device
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    results = Results("hadamard_gram", sources=("csrc", "triton_kernels", "pyprune/ops", "pyprune/bench", __file__))
+    results = Results(
+        "hadamard_gram",
+        sources=("csrc", "triton_kernels", "pyprune/ops", "pyprune/bench", __file__),
+        path=args.results and args.results / f"{device_name()}.csv",
+    )
     compiled = torch.compile(reference, dynamic=False)
-    for name, (tokens, channels, width, group) in CASES.items():
+    for name, (tokens, channels, width, group) in (TINY if args.tiny else CASES).items():
         for label, dtype in dtypes.items():
             torch.manual_seed(0)
             shapes = (tokens, channels), (channels, width), (tokens, width)
             h, w, target = (torch.randn(s, device=device).to(dtype) for s in shapes)
             wide = h.float()
-            timings = interleave(
-                {
-                    "pyprune": lambda h=h, w=w, t=target, g=group: ops.hadamard_gram(h, w, t, g),
-                    "eager": lambda h=h, w=w, t=target, g=group: reference(h, w, t, g),
-                    "compile": lambda h=h, w=w, t=target, g=group: compiled(h, w, t, g),
-                    "h^T h": lambda h=wide: h.T @ h,
-                },
-                repeats=args.repeats,
-                warmup=2,
-            )
+            functions = {
+                "pyprune": lambda h=h, w=w, t=target, g=group: ops.hadamard_gram(h, w, t, g),
+                "eager": lambda h=h, w=w, t=target, g=group: reference(h, w, t, g),
+                "compile": lambda h=h, w=w, t=target, g=group: compiled(h, w, t, g),
+                "h^T h": lambda h=wide: h.T @ h,
+            }
+            if args.tiny:
+                del functions["compile"]
+            timings = interleave(functions, repeats=args.repeats, warmup=2)
             own = timings["pyprune"].median
             work = flops(h, w, target, group)
             product = 2 * tokens * channels * channels
