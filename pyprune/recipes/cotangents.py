@@ -13,10 +13,14 @@ CotangentName = Literal["auto", "labels", "sampled", "embedding"]
 _NAMES = ("auto", "labels", "sampled", "embedding")
 
 
-def check_cotangent(name: str) -> None:
-    """Raise InputError for a name that is none."""
+def check_cotangent(name: str, draws: int | None, tokens: str) -> None:
+    """Raise InputError for settings that `choose_cotangent` cannot use, before any data is read."""
     if name not in _NAMES:
         raise InputError(f"cotangent={name!r} must be one of {', '.join(_NAMES)}")
+    if draws is not None and draws < 1:
+        raise InputError(f"draws={draws} must be at least 1")
+    if tokens not in ("sum", "mean"):
+        raise InputError(f"tokens={tokens!r} must be 'sum' or 'mean'")
 
 
 def choose_cotangent(
@@ -50,5 +54,5 @@ def has_logits(model: nn.Module) -> bool:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether logits at a position predict the next token."""
-    return type(model).__name__.endswith("ForCausalLM")
+    """Whether logits at a position predict the next token: class names do not tell (`BertLMHeadModel` does)."""
+    return model.can_generate()

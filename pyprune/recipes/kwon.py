@@ -30,7 +30,7 @@ from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_co
 from pyprune.recipes.registry import RECIPES
 from pyprune.recovery.blockwise import Outcome
 from pyprune.recovery.mask_tuning import tune_masks
-from pyprune.recovery.refit import refit
+from pyprune.recovery.refit import check_damping, refit
 from pyprune.search import rearrange, search
 from pyprune.slicing.slice import slice_
 
@@ -64,7 +64,8 @@ class Kwon:
         _ = CRITERIA[self.criterion]
         if self.tuning not in ("refit", "mask", "none"):
             raise InputError(f"tuning={self.tuning!r} must be refit, mask or none")
-        check_cotangent(self.cotangent)
+        check_cotangent(self.cotangent, self.draws, self.tokens)
+        check_damping(self.damping)
 
     def score(self, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages) -> Scores:
         """Scores of every unit with the statistics they came from (none for criteria without data)."""

@@ -26,7 +26,7 @@ from pyprune.importance.surgeon import calibrated, eliminate
 from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent
 from pyprune.recipes.registry import RECIPES
 from pyprune.recovery.blockwise import Outcome
-from pyprune.recovery.refit import refit
+from pyprune.recovery.refit import check_damping, refit
 from pyprune.search import search
 
 # Samples that the calibration of the cost curves reads: one number a block and level needs fewer than a Gram matrix.
@@ -58,7 +58,8 @@ class Surgeon:
     def __post_init__(self) -> None:
         if self.tuning not in ("refit", "none"):
             raise InputError(f"tuning={self.tuning!r} must be refit or none with the surgeon recipe")
-        check_cotangent(self.cotangent)
+        check_cotangent(self.cotangent, self.draws, self.tokens)
+        check_damping(self.damping)
 
     def score(self, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages) -> Scores:
         """Second-order scores: two passes over data, with every block taken apart in between."""

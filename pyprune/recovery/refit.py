@@ -10,6 +10,8 @@ emptied block has left). Only Gram matrices are kept: `[n, n]` and `[n, d]`, flo
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -81,6 +83,12 @@ class _LeastSquares:
         return float((fit + self.tt).clamp(min=0) / self.tt.clamp(min=torch.finfo(torch.float64).tiny))
 
 
+def check_damping(damping: float) -> None:
+    """Raise InputError unless `refit` can use it."""
+    if not (math.isfinite(damping) and damping > 0):
+        raise InputError(f"damping={damping} must be positive")
+
+
 def refit(
     student: nn.Module,
     student_anatomy: Anatomy,
@@ -95,8 +103,7 @@ def refit(
     `damping` is relative to the mean diagonal of the block's centred Gram matrix. Raises InputError when it is not
     positive.
     """
-    if not damping > 0:
-        raise InputError(f"damping={damping} must be positive")
+    check_damping(damping)
 
     def start(projection: nn.Module, block: Block) -> _LeastSquares:
         assert isinstance(projection, nn.Linear)
