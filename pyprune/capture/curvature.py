@@ -27,20 +27,13 @@ OnGradient = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 @dataclass
 class Curvature:
-    """Kronecker factors of one block's output projection, sums over `tokens` real tokens, float64.
+    """Kronecker factors of one block's output projection, sums over real tokens, float64.
 
-    `gram` `[n, n]` is the sum of x x', `total` `[n]` the sum of x, `metric` `[d, d]` the sum of g g' over tokens and
-    draws.
+    `gram` `[n, n]` is the sum of x x', `metric` `[d, d]` the sum of g g' over tokens and draws.
     """
 
     gram: torch.Tensor
-    total: torch.Tensor
     metric: torch.Tensor
-    tokens: int = 0
-
-    def centred(self) -> torch.Tensor:
-        """The Gram matrix of x minus its mean: what a bias that is fitted along cannot explain."""
-        return self.gram - torch.outer(self.total, self.total) / max(self.tokens, 1)
 
 
 class _OutputTap(torch.autograd.Function):
@@ -92,9 +85,7 @@ def collect_curvature(
         projection = model.get_submodule(block.projection)
         n, d, device = projection.in_features, projection.out_features, projection.weight.device
         empty = {"dtype": torch.float64, "device": device}
-        found[block.units.name] = Curvature(
-            torch.zeros(n, n, **empty), torch.zeros(n, **empty), torch.zeros(d, d, **empty)
-        )
+        found[block.units.name] = Curvature(torch.zeros(n, n, **empty), torch.zeros(d, d, **empty))
     pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     with _output_taps(model, blocks, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
         for batch, draw, scale in backward_passes(model, batches, cotangent, draws):
@@ -105,8 +96,6 @@ def collect_curvature(
                 if draw == 0:
                     rows = x[real].float()
                     found[name].gram += rows.T @ rows
-                    found[name].total += rows.sum(0, dtype=torch.float64)
-                    found[name].tokens += len(rows)
             pending.clear()
     for name, curvature in found.items():
         if not (torch.isfinite(curvature.gram).all() and torch.isfinite(curvature.metric).all()):
@@ -121,12 +110,11 @@ def measure_updates(
     cotangent: Cotangent,
     draws: int,
     updates: Mapping[str, torch.Tensor],
-    means: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """Cost of every weight change, taken alone: sums over samples and draws of (sum over tokens of (x - mean)' D g)^2.
+    """Cost of every weight change, each alone: sums over samples and draws of (sum over tokens of x' D g)^2.
 
-    `updates[name]` is `[k, n, d]`: k changes D of that block's projection (transposed weights); `means[name]` `[n]` is
-    taken off its inputs. Returns `[k]` float64 a block.
+    `updates[name]` is `[k, n, d]`: k changes D of that block's projection (transposed weights). Returns `[k]` float64 a
+    block.
     """
     blocks = [block for block in anatomy.blocks if block.units.name in updates]
     flat = {name: update.flatten(1).float() for name, update in updates.items()}
@@ -138,7 +126,7 @@ def measure_updates(
         for batch, _, scale in backward_passes(model, batches, cotangent, draws):
             for name, (x, dy) in pending.items():
                 for s, length in enumerate(batch.lengths.tolist()):
-                    rows = x[s, :length].float() - means[name].float()
+                    rows = x[s, :length].float()
                     # The sample's weight gradient: k forms cost one product over tokens, not k.
                     gradient = rows.T @ (dy[s, :length].float() / scale)
                     costs[name] += (flat[name] @ gradient.flatten()).double().square()

@@ -68,14 +68,11 @@ class Surgeon:
         batches = stages.progress(samples.batches(**batching(model)), "curvature")
         curvature = collect_curvature(scored, anatomy, batches, cotangent, draws)
         blocks = [block for block in anatomy.blocks if block.units.size]
-        taken_apart, means = {}, {}
+        taken_apart = {}
         for block in stages.progress(blocks, "eliminate"):
             unit, found = block.units.name, curvature.pop(block.units.name)
-            projection = scored.get_submodule(block.projection)
-            biased = projection.bias is not None
-            gram = found.centred() if biased else found.gram
-            means[unit] = found.total / found.tokens if biased else torch.zeros_like(found.total)
-            taken_apart[unit] = eliminate(projection.weight, gram, found.metric, block.units.width)
+            weight = scored.get_submodule(block.projection).weight
+            taken_apart[unit] = eliminate(weight, found.gram, found.metric, block.units.width)
         few = samples.first(_CALIBRATION_SAMPLES)
         measured = measure_updates(
             scored,
@@ -84,7 +81,6 @@ class Surgeon:
             cotangent,
             draws,
             {unit: e.updates for unit, e in taken_apart.items()},
-            means,
         )
         values = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in anatomy.groups}
         values |= {unit: calibrated(e, measured[unit]) for unit, e in taken_apart.items()}
