@@ -19,6 +19,9 @@ Cotangent = Callable[[Any, Batch, int], torch.Tensor]
 TokenReduction = Literal["sum", "mean"]
 LossReduction = Literal["sum", "mean", "token_mean"]
 
+# Probabilities that are held in float64 at once: 128 MiB, where 4,096 tokens over 128 k words would take 4 GiB.
+_DRAWN_AT_ONCE = 1 << 24
+
 
 def pooled_embedding(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Mean over real tokens, then L2 norm 1: `[B, T, d]` to `[B, d]` fp32 (what sentence encoders are used for)."""
@@ -182,5 +185,9 @@ def _noise(seed: int, sample: int, draw: int, shape: tuple[int, ...], uniform: b
 
 def _sample(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Labels `[N]` drawn from softmax(`logits` `[N, C]`) by inverting its distribution at `uniform` `[N, 1]`."""
-    cumulative = logits.detach().softmax(-1, dtype=torch.float64).cumsum(-1)
-    return torch.searchsorted(cumulative, uniform.to(cumulative)).clamp(max=logits.shape[-1] - 1).squeeze(-1)
+    rows = max(1, _DRAWN_AT_ONCE // logits.shape[-1])
+    drawn = []
+    for part, u in zip(logits.detach().split(rows), uniform.split(rows), strict=True):
+        cumulative = part.softmax(-1, dtype=torch.float64).cumsum(-1)
+        drawn.append(torch.searchsorted(cumulative, u.to(cumulative)).clamp(max=logits.shape[-1] - 1).squeeze(-1))
+    return torch.cat(drawn)

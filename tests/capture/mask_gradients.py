@@ -3,8 +3,10 @@
 import torch
 import torch.nn.functional as F
 
+from pyprune.capture.collect import collect
 from pyprune.core.batches import Samples
 from pyprune.models.registry import adapter_for
+from pyprune.testing import numerics
 from pyprune.testing.models import tiny_model
 
 PAD = 1
@@ -71,3 +73,15 @@ def reference(model, samples, loss):
 def pair(variant, head, **overrides):
     """The model as users run it, and its twin with eager attention; both in float64."""
     return tuple(tiny_model(variant, head, torch.float64, attention, **overrides) for attention in ("sdpa", "eager"))
+
+
+def gather(model, samples, cotangent, draws=1, **batching):
+    """`collect` over the samples in batches made with `batching`."""
+    return collect(model, anatomy_of(model), samples.batches(**batching), cotangent, samples.lengths, draws)
+
+
+def close(actual, truth):
+    """Both are kept or computed through float32 somewhere; the models are float64."""
+    assert actual.keys() == truth.keys()
+    for name in truth:
+        numerics.ratio(actual[name], truth[name].double(), torch.float32)

@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from mask_gradients import anatomy_of, pair, reference, samples_of, task_loss
+from mask_gradients import anatomy_of, close, gather, pair, reference, samples_of, task_loss
 
 from pyprune.capture.collect import collect
 from pyprune.capture.cotangent import EmbeddingProbe, NegativeLogLikelihood
@@ -22,17 +22,6 @@ UNPADDED, PADDED, SINGLE = {}, {"max_padding": 1.0}, {"max_tokens": 1}
 
 def labels_given(model, head, **kwargs):
     return NegativeLogLikelihood("given", head.endswith("CausalLM"), model.config, **kwargs)
-
-
-def gather(model, samples, cotangent, draws=1, **batching):
-    return collect(model, anatomy_of(model), samples.batches(**batching), cotangent, samples.lengths, draws)
-
-
-def close(actual, truth):
-    """Both are kept or computed through float32 somewhere; the models are float64."""
-    assert actual.keys() == truth.keys()
-    for name in truth:
-        numerics.ratio(actual[name], truth[name].double(), torch.float32)
 
 
 @pytest.mark.parametrize(("variant", "head"), TASKS)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mask_gradients import anatomy_of, reference, samples_of
-from test_collect import close, gather
+from mask_gradients import anatomy_of, close, gather, reference, samples_of
 
+from pyprune.capture import cotangent
 from pyprune.capture.cotangent import EmbeddingProbe, NegativeLogLikelihood, UserLoss, pooled_embedding
 from pyprune.core.batches import Batch, Samples
 from pyprune.core.errors import InputError
@@ -215,3 +215,12 @@ def test_a_sample_of_one_token_predicts_nothing():
 def test_refusals(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_labels_of_large_vocabularies_are_drawn_in_parts(monkeypatch):
+    model, samples = tiny_model("llama", "AutoModelForCausalLM"), samples_of("")
+    sampled = NegativeLogLikelihood("sampled", True, model.config)
+    whole = gather(model, samples, sampled).gradients
+    monkeypatch.setattr(cotangent, "_DRAWN_AT_ONCE", 300)
+    for name, g in gather(model, samples, sampled).gradients.items():
+        numerics.exact(g, whole[name])
