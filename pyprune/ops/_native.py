@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from pyprune.core.errors import BackendError
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARIES = {"cpp": "_C.abi3.so", "cuda": "_C_cuda.abi3.so"}
 
@@ -27,5 +29,11 @@ def missing(backend: str) -> str | None:
 
 
 def op(backend: str, name: str):
-    """The raw op `name` of a library that `missing` said is there."""
+    """The raw op `name` of a library, which is loaded if it was not.
+
+    Raises: BackendError if the library is missing.
+    """
+    reason = missing(backend)
+    if reason is not None:
+        raise BackendError(f"{name}: {reason}")
     return getattr(getattr(torch.ops, f"pyprune_{backend}"), name).default

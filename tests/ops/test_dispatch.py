@@ -9,7 +9,8 @@ import torch
 
 import pyprune.ops as ops
 from pyprune.core.errors import BackendError
-from pyprune.ops import _dispatch
+from pyprune.ops import _dispatch, _native
+from pyprune.testing import numerics
 
 
 def make(name, **candidate):
@@ -110,6 +111,19 @@ def test_table_has_a_reason_for_everything_missing():
     assert {r.op for r in rows} == set(ops.OPS)
     assert all(r.available or r.reason for r in rows)
     assert all(r.available for r in rows if r.backend == "torch")
+
+
+def test_a_raw_op_of_a_missing_library_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(_native, "_PACKAGE", tmp_path)
+    _native.missing.cache_clear()
+    try:
+        with pytest.raises(BackendError, match=r"prod_reduce: .*_C.abi3.so is not built"):
+            _native.op("cpp", "prod_reduce")
+        with pytest.raises(BackendError, match="'cpp' was asked for but"), ops.backend("cpp"):
+            ops.prod_reduce(torch.ones(1, 2, 3), torch.ones(1, 2, 3))
+        numerics.exact(ops.prod_reduce(torch.ones(1, 2, 3), torch.ones(1, 2, 3)), torch.full((1, 3), 2.0))
+    finally:
+        _native.missing.cache_clear()
 
 
 def test_import_is_lean():
