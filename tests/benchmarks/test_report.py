@@ -44,8 +44,8 @@ def test_accuracy_table_holds_means_and_deviations(results, tmp_path):
     assert cells[:5] == [
         ["method", "labels used", "70% FLOPs", "50% FLOPs", "seeds"],
         ["---"] * 5,
-        ["fisher", "labels", "71.00 ± 1.41", "60.00 ± 0.00", "2"],
         ["random", "not used", "50.00", "25.00", "1"],
+        ["fisher", "labels", "71.00 ± 1.41", "60.00 ± 0.00", "2"],
         ["fisher + refit", "none (sampled labels)", "", "79.00", "1"],
     ]
     assert cells[5:] == [["case", "pyprune", "published"], ["---"] * 3, ["32x128 fp32", "1.5000", "3.2500"]]

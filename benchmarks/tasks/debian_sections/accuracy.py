@@ -44,12 +44,13 @@ class Method:
 
 
 def fisher(cotangent: str) -> tuple[Method, ...]:
-    """The published chain and the refit, on Fisher information from one cotangent."""
+    """The published chain and the refit, each with and without rearrangement, on Fisher information of one cotangent."""
     scoring = {"criterion": "fisher", "cotangent": cotangent}
     return (
         Method("fisher", scoring),
         Method("fisher + rearrangement", scoring, rearrange=True),
         Method("fisher + rearrangement + mask tuning", scoring, rearrange=True, tuning="mask"),
+        Method("fisher + mask tuning", scoring, tuning="mask"),
         Method("fisher + rearrangement + refit", scoring, rearrange=True, tuning="refit"),
         Method("fisher + refit", scoring, tuning="refit"),
     )

@@ -13,7 +13,7 @@ from benchmarks.tasks.debian_sections.accuracy import BENCHMARK, METHODS
 __all__ = ["BENCHMARK", "section"]
 
 _ORDER = {name: place for place, name in enumerate(dict.fromkeys(m.name for m in METHODS))}
-_COTANGENTS = {"labels": "labels", "sampled": "none (sampled labels)", "none": "not used"}
+_COTANGENTS = {"none": "not used", "labels": "labels", "sampled": "none (sampled labels)"}
 
 
 def section(rows: Sequence[Row], plots: Path) -> list[str]:
@@ -51,7 +51,7 @@ def _cells(rows: Sequence[Row]) -> Cells:
     cells: Cells = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row.provider, row.case["cotangent"]][float(row.case["flops"])].append(row.value)
-    return dict(sorted(cells.items(), key=lambda item: (item[0][1], _ORDER[item[0][0]])))
+    return dict(sorted(cells.items(), key=lambda item: (list(_COTANGENTS).index(item[0][1]), _ORDER[item[0][0]])))
 
 
 def _table(cells: Cells) -> list[str]:
