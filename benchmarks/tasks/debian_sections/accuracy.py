@@ -44,7 +44,7 @@ class Method:
 
 
 def fisher(cotangent: str) -> tuple[Method, ...]:
-    """The published chain and the refit, each with and without rearrangement, on Fisher information of one cotangent."""
+    """The published chain and the refit, with and without rearrangement, on Fisher information of one cotangent."""
     scoring = {"criterion": "fisher", "cotangent": cotangent}
     return (
         Method("fisher", scoring),
