@@ -6,9 +6,14 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 from benchmarks.rows import Row, mean_std, std, table
 from benchmarks.tasks.debian_sections.accuracy import BENCHMARK, METHODS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["BENCHMARK", "section"]
 
@@ -66,22 +71,33 @@ def _table(cells: Cells) -> list[str]:
 
 
 def _plot(cells: Cells, dense: Sequence[float], path: Path) -> None:
+    """All methods on the left, those that read data on the right at a scale that tells them apart."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for (method, cotangent), line in cells.items():
-        points = sorted(line.items())
-        means = [100 * sum(values) / len(values) for _, values in points]
-        spread = [100 * std(values) for _, values in points]
-        style = {"labels": "--", "sampled": "-", "none": ":"}[cotangent]
-        label = method if cotangent == "none" else f"{method} ({_COTANGENTS[cotangent]})"
-        shares = [100 * budget for budget, _ in points]
-        axes.errorbar(shares, means, spread, ls=style, marker="o", capsize=2, label=label, color=f"C{_ORDER[method]}")
-    if dense:
-        axes.axhline(100 * dense[0], color="black", linewidth=0.8, label="dense")
-    axes.set(xlabel="FLOPs of the prunable blocks, % of the dense model", ylabel="test accuracy, %")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    whole, close = figure.subplots(1, 2)
+    _draw(whole, cells, dense)
+    _draw(close, {key: line for key, line in cells.items() if key[1] != "none"}, dense)
+    whole.set_ylabel("test accuracy, %")
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _draw(axes: Axes, cells: Cells, dense: Sequence[float]) -> None:
+    for (method, cotangent), line in cells.items():
+        points = sorted(line.items())
+        axes.errorbar(
+            [100 * budget for budget, _ in points],
+            [100 * fmean(values) for _, values in points],
+            [100 * std(values) for _, values in points],
+            linestyle={"labels": "--", "sampled": "-", "none": ":"}[cotangent],
+            color=f"C{_ORDER[method]}",
+            marker=".",
+            capsize=2,
+            label=method if cotangent == "none" else f"{method} ({cotangent})",
+        )
+    if dense:
+        axes.axhline(100 * dense[0], color="black", linewidth=0.8, label="dense")
+    axes.set_xlabel("FLOPs of the prunable blocks, % of the dense model")
+    axes.grid(alpha=0.3)
