@@ -163,9 +163,6 @@ def _best_counts(classes: list[_Class], room: Mapping[str, float]) -> list[int]:
         feasible &= left >= 0
         fill = torch.minimum(fill, (left / large.cost[resource]).floor())
     fill.clamp_(min=0)
-    for resource, limit in room.items():  # a quotient rounded up to an integer must not buy a unit that does not fit
-        over = (fill > 0) & (spent[resource] + fill * large.cost[resource] > limit)
-        fill -= over.double()
     value = torch.where(feasible, value + large.prefix[fill.long()], -torch.inf)
     # Scores of zero make ties: the plan that uses more of the first budget wins, which keeps it within one unit.
     first = next(iter(room))

@@ -87,14 +87,15 @@ def plan_sizes(toy):
 
 @pytest.mark.parametrize("resource", ["flops", "params"])
 @pytest.mark.parametrize("share", [0.17, 0.3, 0.5, 0.77, 0.99])
-def test_never_over_and_within_one_unit(resource, share):
-    scores = scores_of(TOY)
-    plan = search(scores, TOY, {resource: share}, LENGTH)
-    limit = share * (TOY.flops(LENGTH) if resource == "flops" else TOY.params())
-    assert spent(TOY, plan, resource) <= limit
-    cheapest = min(unit_cost(g, resource, LENGTH) for g in TOY.groups if plan.counts[g.name] < g.size)
-    assert limit - spent(TOY, plan, resource) < cheapest
-    assert plan.cost(TOY, resource) == spent(TOY, plan, resource)
+@pytest.mark.parametrize("scale", [1, 1_234_567])
+def test_never_over_and_within_one_unit(resource, share, scale):
+    toy = anatomy(("a", 12, 5 * scale, 2), ("b", 12, 5 * scale, 2), ("c", 300, 2 * scale + 1, 0))
+    plan = search(scores_of(toy), toy, {resource: share}, LENGTH)
+    limit = share * (toy.flops(LENGTH) if resource == "flops" else toy.params())
+    assert spent(toy, plan, resource) <= limit * ROUNDING
+    cheapest = min(unit_cost(g, resource, LENGTH) for g in toy.groups if plan.counts[g.name] < g.size)
+    assert limit - spent(toy, plan, resource) < cheapest
+    assert plan.cost(toy, resource) == spent(toy, plan, resource)
 
 
 @pytest.mark.parametrize("budget", [{"flops": 1.0}, {"params": "100%"}, {"flops": 1.0, "params": 1.0}, {"flops": "9G"}])
