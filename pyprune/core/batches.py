@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -89,24 +89,26 @@ class Samples:
         labels = None if self.labels is None else self.labels[:count]
         return Samples(self.inputs[:count], labels, self.pad)
 
-    def batches(self, max_tokens: int = 4096, max_padding: float = 0.0) -> list[Batch]:
+    def batches(self, max_tokens: int = 4096, max_padding: float = 0.0, pad: int | None = None) -> list[Batch]:
         """Batches of like length, longest first (so that memory peaks at once, not at the end).
 
         A batch is closed when it would exceed `max_tokens` with its padding, or when more than the share `max_padding`
-        of it would be padding; with 0 every batch holds samples of one length and needs no attention mask.
+        of it would be padding; with 0 every batch holds samples of one length and needs no attention mask. `pad` is the
+        padding token in place of the samples' own.
         """
         lengths = self.lengths.tolist()
         order = sorted(range(len(lengths)), key=lambda s: -lengths[s])
+        pads = self.pad if pad is None else {**self.pad, "input_ids": pad}
         batches: list[Batch] = []
         for group in _close(order, lengths, max_tokens, max_padding):
-            batches.append(self._collate(group))
+            batches.append(self._collate(group, pads))
         return batches
 
-    def _collate(self, group: Sequence[int]) -> Batch:
+    def _collate(self, group: Sequence[int], pads: Mapping[str, int]) -> Batch:
         lengths = self.lengths[torch.tensor(group)]
         width = int(lengths.max())
         inputs = {
-            key: torch.stack([_padded(self.inputs[s][key], width, self.pad.get(key, 0)) for s in group])
+            key: torch.stack([_padded(self.inputs[s][key], width, pads.get(key, 0)) for s in group])
             for key in self.inputs[group[0]]
         }
         if int(lengths.min()) < width:
@@ -142,6 +144,8 @@ def batching(model: nn.Module) -> dict[str, Any]:
     Without padding on CPUs, where small batches cost nothing; a GPU would be starved by batches of one length, and
     takes up to a tenth of padding for large ones.
     """
+    # Decoders that classify look for the model's own padding token to find where a sample ends.
+    pad = {"pad": getattr(getattr(model, "config", None), "pad_token_id", None)}
     if next(model.parameters()).device.type == "cpu":
-        return {"max_tokens": 4096, "max_padding": 0.0}
-    return {"max_tokens": 16384, "max_padding": 0.1}
+        return {"max_tokens": 4096, "max_padding": 0.0, **pad}
+    return {"max_tokens": 16384, "max_padding": 0.1, **pad}

@@ -9,6 +9,7 @@ from mask_gradients import anatomy_of, close, gather, pair, reference, samples_o
 
 from pyprune.capture.collect import collect
 from pyprune.capture.cotangent import EmbeddingProbe, NegativeLogLikelihood
+from pyprune.core.batches import batching
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.core.plan import Plan
 from pyprune.models.registry import adapter_for
@@ -32,8 +33,8 @@ def test_labels_given(variant, head):
     truth = reference(
         eager, samples, lambda outputs, s: task_loss(head, outputs, samples.inputs[s]["input_ids"], labels[s])
     )
-    for batching in (UNPADDED, PADDED):
-        statistics = gather(model, samples, labels_given(model, head), **batching)
+    for how in (UNPADDED, PADDED):
+        statistics = gather(model, samples, labels_given(model, head), **how)
         close(statistics.gradients, truth)
     assert statistics.draws == 1
     numerics.exact(statistics.lengths, samples.lengths)
@@ -115,6 +116,14 @@ def test_how_samples_travel_changes_nothing(kind):
     close(gather(model, samples, cotangent, draws=2, max_tokens=18, max_padding=0.3).gradients, truth)
     batches = samples.batches()[::-1]
     close(collect(model, anatomy_of(model), batches, cotangent, samples.lengths, 2).gradients, truth)
+
+
+def test_a_decoder_that_classifies_finds_the_end_of_padded_samples():
+    model = tiny_model("llama", "AutoModelForSequenceClassification", torch.float64)
+    samples, cotangent = samples_of(""), NegativeLogLikelihood("sampled", False, model.config)
+    truth = gather(model, samples, cotangent).gradients
+    samples.pad["input_ids"] = 0  # of a tokenizer that pads with another token than the model
+    close(gather(model, samples, cotangent, **{**batching(model), **PADDED}).gradients, truth)
 
 
 def test_draws_share_the_forward_and_keep_their_rows():

@@ -1,11 +1,13 @@
 """Batches by length: every sample once, padding on the right and within bounds, labels beside their samples."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyprune.core.batches import Samples
+from pyprune.core.batches import Samples, batching
 from pyprune.core.errors import InputError
 
 
@@ -51,6 +53,14 @@ def test_all_inputs_are_padded():
     (batch,) = Samples(inputs, None, {"input_ids": 5}).batches(64, 1.0)
     assert batch.inputs["input_ids"].tolist() == [[1, 1, 1], [1, 1, 5]]
     assert batch.inputs["token_type_ids"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_the_models_own_padding_token_goes_first():
+    model = torch.nn.Linear(1, 1)
+    assert batching(model)["pad"] is None
+    model.config = SimpleNamespace(pad_token_id=5)
+    (batch,) = samples_of([3, 2]).batches(**{**batching(model), "max_padding": 1.0})
+    assert batch.inputs["input_ids"].tolist() == [[0, 1, 2], [100, 101, 5]]
 
 
 def one_batch(lengths, labels):
