@@ -206,7 +206,8 @@ def test_table_has_every_method_and_scores_once_a_cotangent(task, classifier, mo
     assert [(p.method, p.budget) for p in points] == [(m, b) for m in table.METHODS for b in (0.7, 0.5)]
     assert all(0 <= p.accuracy <= 1 for p in points)
     texts = [text for text, _ in data]
-    assert scored == [texts, texts, data, texts]  # labels are read by the cotangent of that name alone
+    # random, magnitude, then fisher and surgeon: labels are read by the cotangent of that name alone
+    assert scored == [texts, texts, data, data, texts, texts]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

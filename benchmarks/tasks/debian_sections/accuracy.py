@@ -13,9 +13,9 @@ import argparse
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,7 @@ import pyprune
 from benchmarks.tasks.debian_sections.data import DataError, Record, Task, load
 from benchmarks.tasks.debian_sections.evaluate import Encoded, accuracy, encode
 from benchmarks.tasks.debian_sections.finetune import CACHE, MINILM, Recipe, finetuned
+from pyprune import Kwon, Surgeon
 from pyprune.bench.results import Results
 
 BENCHMARK = "debian_sections"
@@ -35,32 +36,42 @@ SAMPLES = 2048
 
 @dataclass(frozen=True)
 class Method:
-    """Settings of the scores (shared by methods that score alike) and of the plan and its tuning."""
+    """A line of the table: a recipe with its settings."""
 
     name: str
-    scoring: dict[str, Any]
-    rearrange: bool = False
-    tuning: str = "none"
+    recipe: Kwon | Surgeon
+
+    @property
+    def cotangent(self) -> str:
+        """What is differentiated; `none` for scores that read no data."""
+        reads_data = getattr(self.recipe, "criterion", "fisher") == "fisher"
+        return str(self.recipe.cotangent) if reads_data else "none"
+
+    @property
+    def scored_as(self) -> tuple[str, ...]:
+        """Methods that agree in this share their scores."""
+        return (self.recipe.name, getattr(self.recipe, "criterion", ""), self.cotangent)
 
 
-def fisher(cotangent: str) -> tuple[Method, ...]:
-    """The published chain and the refit, with and without rearrangement, on Fisher information of one cotangent."""
-    scoring = {"criterion": "fisher", "cotangent": cotangent}
+def trained_on(cotangent: Literal["labels", "sampled"]) -> tuple[Method, ...]:
+    """The published chain and the refit, with and without rearrangement, and pyprune's own recipe, on one cotangent."""
+    fisher = Kwon(cotangent=cotangent, rearrange=False, tuning="none")
     return (
-        Method("fisher", scoring),
-        Method("fisher + rearrangement", scoring, rearrange=True),
-        Method("fisher + rearrangement + mask tuning", scoring, rearrange=True, tuning="mask"),
-        Method("fisher + mask tuning", scoring, tuning="mask"),
-        Method("fisher + rearrangement + refit", scoring, rearrange=True, tuning="refit"),
-        Method("fisher + refit", scoring, tuning="refit"),
+        Method("fisher", fisher),
+        Method("fisher + rearrangement", replace(fisher, rearrange=True)),
+        Method("fisher + rearrangement + mask tuning", replace(fisher, rearrange=True, tuning="mask")),
+        Method("fisher + mask tuning", replace(fisher, tuning="mask")),
+        Method("fisher + rearrangement + refit", replace(fisher, rearrange=True, tuning="refit")),
+        Method("fisher + refit", replace(fisher, tuning="refit")),
+        Method("surgeon + refit", Surgeon(cotangent=cotangent)),
     )
 
 
 METHODS = (
-    Method("random", {"criterion": "random"}),
-    Method("magnitude", {"criterion": "magnitude"}),
-    *fisher("labels"),
-    *fisher("sampled"),
+    Method("random", Kwon(criterion="random", tuning="none")),
+    Method("magnitude", Kwon(criterion="magnitude", tuning="none")),
+    *trained_on("labels"),
+    *trained_on("sampled"),
 )
 
 
@@ -72,10 +83,6 @@ class Point:
     budget: float
     seed: int
     accuracy: float
-
-    @property
-    def cotangent(self) -> str:
-        return self.method.scoring.get("cotangent", "none")
 
 
 def calibration(task: Task, samples: int, seed: int) -> list[tuple[str, int]]:
@@ -94,29 +101,18 @@ def measure(
     budgets: Sequence[float] = BUDGETS,
 ) -> Iterator[Point]:
     """Accuracy on `test` of every method at every budget, for one seed's calibration `data`."""
-    unlabelled = [text for text, _ in data]
-    lengths = [len(ids) for ids in tokenizer(unlabelled, truncation=True)["input_ids"]]
-    length = sum(lengths) / len(lengths)
-    scores: dict[str, pyprune.Scores] = {}
+    texts = [text for text, _ in data]
+    scores: dict[tuple[str, ...], pyprune.Scores] = {}
     for method in methods:
-        key = repr(method.scoring)
+        recipe, key = method.recipe, method.scored_as
         if key not in scores:
-            seen = data if method.scoring.get("cotangent") == "labels" else unlabelled
-            scores[key] = pyprune.score(model, seen, tokenizer=tokenizer, seed=seed, **method.scoring)
+            seen = data if method.cotangent == "labels" else texts
+            scores[key] = pyprune.score(model, seen, recipe=recipe, tokenizer=tokenizer, seed=seed)
         for budget in budgets:
-            plan = pyprune.plan(model, scores[key], {"flops": budget}, length=length, rearrange=method.rearrange)
+            plan = pyprune.plan(model, scores[key], {"flops": budget}, recipe=recipe)
             pruned = pyprune.apply(model, plan)
-            if method.tuning != "none":
-                pyprune.tune(
-                    pruned,
-                    model,
-                    plan,
-                    unlabelled,
-                    scores=scores[key],
-                    tokenizer=tokenizer,
-                    inplace=True,
-                    tuning=method.tuning,
-                )
+            common = {"scores": scores[key], "recipe": recipe, "tokenizer": tokenizer}
+            pyprune.tune(pruned, model, plan, texts, **common, inplace=True)
             yield Point(method, budget, seed, accuracy(pruned, test))
 
 
@@ -147,12 +143,11 @@ def main() -> None:
     for seed in args.seeds:
         data = calibration(task, args.samples, seed)
         for point in measure(fine_tuned.model, fine_tuned.tokenizer, data, test, seed, methods, args.budgets):
-            case = f"{origin} samples={len(data)} flops={point.budget} cotangent={point.cotangent} seed={seed}"
+            cotangent = point.method.cotangent
+            case = f"{origin} samples={len(data)} flops={point.budget} cotangent={cotangent} seed={seed}"
             results.add(case, point.method.name, METRIC, point.accuracy)
             results.write()  # at once: a run takes the better part of an hour
-            print(
-                f"seed {seed}  {point.budget:.0%} FLOPs  {point.accuracy:.2%}  {point.method.name}, {point.cotangent}"
-            )
+            print(f"seed {seed}  {point.budget:.0%} FLOPs  {point.accuracy:.2%}  {point.method.name}, {cotangent}")
 
 
 if __name__ == "__main__":
