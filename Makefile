@@ -39,13 +39,14 @@ results: setup ## docs/results.md and its plots, generated from benchmarks/resul
 	$(BIN)/python -m benchmarks.report
 
 gpu-check: ## on a machine with a CUDA device and its own torch: build, check, measure (ARGS="--model DIR")
-	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
+	$(PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 setup: $(STAMP) ## .venv with the pinned packages and the extension
 
-# A torch that is importable already (a CUDA build, for example) is used as it is; otherwise the lock brings its own.
+# A torch that the system's Python imports already (a CUDA build, for example) is used as it is; otherwise the lock brings
+# its own. The packages of an activated virtual environment are not visible from .venv and do not count.
 $(STAMP): requirements.lock $(SOURCES)
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(sys.prefix != sys.base_prefix)' 2>/dev/null; then \
 	  test -d $(VENV) || $(PYTHON) -m venv --system-site-packages $(VENV); \
 	  grep -vE '^(torch|triton)==' requirements.lock > $(VENV)/requirements.txt; \
 	else \

@@ -12,10 +12,19 @@ __version__ = "0.1.0"
 # Where the public names live: they are imported when they are first used, since their modules take seconds to import.
 _HOMES = {
     "pyprune.api": ("Result", "apply", "plan", "prune", "retrain", "save", "score", "tune"),
+    "pyprune.capture.cotangent": ("UserLoss",),
     "pyprune.core.budget": ("Budget",),
-    "pyprune.core.errors": ("PyPruneError",),
+    "pyprune.core.errors": (
+        "BackendError",
+        "BudgetError",
+        "InputError",
+        "MismatchError",
+        "NumericsError",
+        "PyPruneError",
+    ),
     "pyprune.core.plan": ("Plan",),
     "pyprune.core.scores": ("Scores",),
+    "pyprune.models.loading": ("load",),
     "pyprune.recipes": ("Kwon", "Surgeon"),
     "pyprune.verification": ("verify_checkpoint", "verify_model"),
 }

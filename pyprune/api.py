@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pyprune import ops
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
@@ -28,7 +29,7 @@ from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
-from pyprune.models.loading import load, resolve
+from pyprune.models.loading import load, local_directory
 from pyprune.models.registry import adapter_for
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
@@ -68,6 +69,8 @@ class Result:
 
 def _load(model: str | Path | nn.Module, tokenizer: Any, dtype: Any, device: str) -> tuple[nn.Module, Any]:
     if isinstance(model, nn.Module):
+        if dtype is not None or device != "auto":
+            raise InputError("device and dtype are for models given by name; move or cast the model that is given")
         return model, tokenizer
     loaded, own = load(model, dtype, pick_device(device))
     return loaded, tokenizer or own
@@ -88,6 +91,13 @@ def _recipe(recipe: str | Recipe, **settings: Any) -> Recipe:
     for name in settings.keys() - known.keys():
         raise InputError(f"recipe {recipe!r} has no setting {name!r}; it has {', '.join(known)}")
     return kind(**settings)
+
+
+def _scoring_settings(recipe: Recipe) -> dict[str, str]:
+    """What scores depend on: the recipe and its settings, but those of the stages that come after."""
+    later = ("tuning", "rearrange")
+    settings = {f.name: str(getattr(recipe, f.name)) for f in fields(recipe) if f.name not in later}
+    return {"recipe": recipe.name, **settings}
 
 
 def most_tokens(model: nn.Module, tokenizer: Any) -> int:
@@ -132,10 +142,12 @@ def score(
     `settings` go to the recipe (with `recipe="kwon"`: `criterion="magnitude"`, `cotangent="labels"`, `draws=4`,
     `tokens="mean"`, ...). Raises InputError for models and data that cannot be used, NumericsError for NaN or Inf.
     """
+    chosen = _recipe(recipe, **settings)
+    ops.check_choice()
     model, tokenizer = _load(model, tokenizer, dtype, device)
     calibration, _ = calibration_data(model, tokenizer, data, samples, seed)
     anatomy = adapter_for(model).anatomy(model)
-    return _recipe(recipe, **settings).score(model, anatomy, calibration, seed, Stages(quiet))
+    return chosen.score(model, anatomy, calibration, seed, Stages(quiet))
 
 
 def plan(
@@ -240,9 +252,9 @@ def save(
     is what the dense model was loaded from; the files that make it a sentence-transformers model are copied from there.
     The directory appears complete or not at all. Raises InputError when `out` is not empty, unless `overwrite`.
     """
-    place, found_by = resolve(source) if source is not None else (None, "")
+    origin = None if source is None else local_directory(source)
     with complete_directory(out, overwrite) as folder:
-        write_checkpoint(model, tokenizer, folder, place if found_by != "hub" else None)
+        write_checkpoint(model, tokenizer, folder, origin)
         if plan is not None:
             plan.save(folder / PLAN_FILE)
         write_reference(model, folder)
@@ -282,6 +294,7 @@ def prune(
     parsed = None if budget is None else Budget.parse(budget)
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     chosen = _recipe(recipe, **settings)
+    ops.check_choice()
     if out is not None and not dry_run:
         check_output(out, overwrite)
     stages = Stages(quiet)
@@ -300,13 +313,8 @@ def prune(
 
     partial = None
     if out is not None and not dry_run:
-        what = {
-            "model": fingerprint(dense),
-            "data": data_fingerprint(calibration.inputs),
-            "recipe": repr(chosen),
-            "seed": seed,
-        }
-        partial = Partial(out, what, resume)
+        what = {"model": fingerprint(dense), "data": data_fingerprint(calibration), "seed": seed}
+        partial = Partial(out, what | _scoring_settings(chosen), resume)
 
     scores = None
     if given is None:

@@ -146,6 +146,23 @@ def test_bfloat16_models_and_bfloat16_scoring(tmp_path):
     assert torch.corrcoef(torch.stack([full.values[name], narrow.values[name]]))[0, 1] > 0.99
 
 
+@pytest.mark.parametrize("recipe", ["surgeon", "kwon"])
+def test_a_loss_of_ones_own_in_any_reduction(recipe):
+    model, data = tiny_model("bert", "AutoModelForSequenceClassification"), samples()
+
+    def summed(outputs, batch):
+        return outputs.logits.square().sum()
+
+    def mean(outputs, batch):
+        return outputs.logits.square().sum(1).mean()
+
+    losses = (pyprune.UserLoss(summed, "sum"), pyprune.UserLoss(mean, "mean"))
+    first, second = (pyprune.score(model, data, recipe=recipe, cotangent=loss) for loss in losses)
+    assert first.meta["cotangent"] == "user"
+    for name, value in first.values.items():
+        assert torch.allclose(value, second.values[name], rtol=1e-3)
+
+
 def test_saving_leaves_what_is_there_alone(tmp_path):
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "mine.txt").write_text("x")

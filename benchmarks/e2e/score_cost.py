@@ -89,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
 
     device = pick_device(args.device)
-    model, tokenizer = load(args.model, device=device)
+    model, tokenizer = load(args.model, "float32", device)
     anatomy = adapter_for(model).anatomy(model)
     model.requires_grad_(False)
     eager = copy.deepcopy(model).requires_grad_(True)

@@ -37,6 +37,7 @@ Criterion = Annotated[
 Tuning = Annotated[
     str | None, typer.Option(help="How accuracy is recovered: refit (default), none, or with --recipe kwon mask.")
 ]
+Floor = Annotated[int, typer.Option(help="Units that stay in every block at least.")]
 Seed = Annotated[int, typer.Option(help="Seed of the data split and of every random draw.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; auto takes the GPU where there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="Dtype to load, compute and save in. Default: the checkpoint's own.")]
@@ -55,6 +56,13 @@ def budget(flops: str | None, params: str | None) -> dict[str, str] | None:
 def settings(**given: Any) -> dict[str, Any]:
     """The recipe settings that were given on the command line."""
     return {name: value for name, value in given.items() if value is not None}
+
+
+def hush_transformers() -> None:
+    """No progress bars of transformers beside our own, for loading and writing a file."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
 
 
 def torch_dtype(name: str | None) -> Any:

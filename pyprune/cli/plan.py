@@ -21,7 +21,8 @@ def plan(
     params: opt.Params = None,
     length: opt.Length = None,
     recipe: opt.RecipeOption = "surgeon",
-    floor: Annotated[int, typer.Option(help="Units that stay in every block at least.")] = 0,
+    floor: opt.Floor = 0,
+    tuning: opt.Tuning = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file when it exists.")] = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -33,13 +34,16 @@ def plan(
     from pyprune.models.loading import load
     from pyprune.models.registry import adapter_for
 
+    opt.hush_transformers()
     if out is not None and out.exists() and not overwrite:
         raise InputError(f"out={str(out)!r} exists already; give --overwrite or another name")
     budget = opt.budget(flops, params)
     if budget is None:
         raise InputError("give --flops, --params or both")
     loaded, _ = load(model)
-    made = pyprune.plan(loaded, Scores.load(scores), budget, recipe=recipe, length=length, floor=floor)
+    made = pyprune.plan(
+        loaded, Scores.load(scores), budget, recipe=recipe, length=length, floor=floor, **opt.settings(tuning=tuning)
+    )
     if out is not None:
         made.save(out)
     if as_json:

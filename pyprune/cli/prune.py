@@ -22,6 +22,7 @@ def prune(
     data: opt.Data = None,
     samples: opt.SamplesOption = 512,
     length: opt.Length = None,
+    floor: opt.Floor = 0,
     recipe: opt.RecipeOption = "surgeon",
     criterion: opt.Criterion = None,
     tuning: opt.Tuning = None,
@@ -46,7 +47,9 @@ def prune(
 ) -> None:
     """Prune MODEL to a budget (default: 60 % of its FLOPs) on unlabelled data, save it, and measure the result."""
     import pyprune
-    from pyprune.report.prune import compare_stages, measure, table
+    from pyprune.report.prune import compare_stages, measure, table, write
+
+    opt.hush_transformers()
 
     budget = opt.budget(flops, params)
     if plan is None and budget is None:
@@ -63,6 +66,7 @@ def prune(
         out=out,
         samples=samples,
         length=length,
+        floor=floor,
         seed=seed,
         device=device,
         dtype=dtype,
@@ -78,9 +82,9 @@ def prune(
         else:
             print(result.plan.explain(result.anatomy))
         return
+    if quiet and not as_json:
+        return
     others = compare_stages(result, seed) if compare else {}
     report = measure(result, out, others)
-    if as_json:
-        print(json.dumps(report))
-    elif not quiet:
-        print(table(report))
+    write(report, out)
+    print(json.dumps(report) if as_json else table(report))

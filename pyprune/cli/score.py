@@ -30,6 +30,7 @@ def score(
     import pyprune
     from pyprune.core.errors import InputError
 
+    opt.hush_transformers()
     if out.exists() and not overwrite:
         raise InputError(f"out={str(out)!r} exists already; give --overwrite or another name")
     if not out.parent.is_dir():

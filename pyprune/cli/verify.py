@@ -29,6 +29,7 @@ def verify(
     from pyprune.models.loading import load
     from pyprune.verification import REFERENCE_FILE, verify_checkpoint, verify_model
 
+    opt.hush_transformers()
     if (Path(model) / REFERENCE_FILE).is_file():
         checks = verify_checkpoint(model, pick_device(device))
     else:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyprune.core.batches import Samples
 from pyprune.core.errors import MismatchError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
@@ -72,11 +73,13 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def data_fingerprint(inputs: list[dict[str, torch.Tensor]]) -> str:
-    """A short hash of tokenised samples."""
+def data_fingerprint(samples: Samples) -> str:
+    """A short hash of tokenised samples and their labels."""
     digest = hashlib.sha256()
-    for row in inputs:
+    for row in samples.inputs:
         for key in sorted(row):
             digest.update(key.encode())
             digest.update(row[key].to(torch.int64).numpy().tobytes())
+    for label in samples.labels or ():
+        digest.update(label.double().numpy().tobytes())
     return digest.hexdigest()[:16]

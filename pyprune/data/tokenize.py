@@ -51,7 +51,7 @@ def to_samples(data: Any, tokenizer: Any, length: int) -> Samples:
 
 def _encode(texts: list[str], tokenizer: Any, length: int) -> tuple[list[dict[str, torch.Tensor]], int]:
     if tokenizer is None:
-        raise InputError("data: texts need a tokenizer; the model's directory has none, pass tokenizer=")
+        raise InputError("data: texts need a tokenizer; pass tokenizer= (or a model directory that has one)")
     whole = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
     cut = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
     # Segment ids are all 0 for single texts, which is what models assume without them.

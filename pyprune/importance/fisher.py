@@ -1,4 +1,4 @@
-"""Diagonal Fisher information of unit masks (Kwon et al., NeurIPS 2022, section 4.2).
+"""Diagonal Fisher information of unit masks (Kwon et al., NeurIPS 2022).
 
 Removing unit u changes the loss by about 1/2 * F_uu with F = E[g g^T] and g the gradient at its mask. Factors that are
 the same for all units are kept out; the sum over samples is taken, so scores of more data are larger.

@@ -28,8 +28,8 @@ LEVELS = (0.8, 0.6, 0.45, 0.3, 0.15, 0.0)
 # Neurons removed between two updates of H, as a share: 1/192 is 8 of 1,536. One at a time gave the same plans, 6 times
 # slower.
 _STEP = 1 / 192
-# Relative to mean diagonals. The first is the refit's own damping; the second only keeps the metric definite.
-_DAMPING, _METRIC_DAMPING = 1e-2, 1e-3
+# Relative to the mean diagonal; keeps the metric definite.
+_METRIC_DAMPING = 1e-3
 # Removed neurons keep their rows, updated in place with the others, until this share is left: copying costs more.
 _COMPACT_BELOW = 0.75
 
@@ -48,7 +48,9 @@ class Elimination:
     updates: torch.Tensor
 
 
-def eliminate(weight: torch.Tensor, gram: torch.Tensor, metric: torch.Tensor, width: int) -> Elimination:
+def eliminate(
+    weight: torch.Tensor, gram: torch.Tensor, metric: torch.Tensor, width: int, damping: float = 1e-2
+) -> Elimination:
     """Take the block apart unit by unit.
 
     `weight` `[d, n]` as `nn.Linear` holds it, `gram` `[n, n]`, `metric` `[d, d]`, `width` channels a unit. Float64
@@ -57,7 +59,7 @@ def eliminate(weight: torch.Tensor, gram: torch.Tensor, metric: torch.Tensor, wi
     dense = weight.detach().double().T
     n, size = dense.shape[0], dense.shape[0] // width
     eye = torch.eye(n, dtype=torch.float64, device=dense.device)
-    h = torch.linalg.inv(gram + _DAMPING * gram.diagonal().mean().clamp(min=1e-12) * eye)
+    h = torch.linalg.inv(gram + damping * gram.diagonal().mean().clamp(min=1e-12) * eye)
     root = _root(metric)
     w = dense @ root
     units = torch.arange(size, device=dense.device)  # what the rows of w and h stand for, as units are removed

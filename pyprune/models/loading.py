@@ -53,13 +53,18 @@ def load(name: str | Path, dtype: str | torch.dtype | None = None, device: str =
     >>> model, tokenizer = load("sentence-transformers/all-MiniLM-L6-v2")
     """
     dtype, device = _checked_dtype(dtype), _checked_device(device)
-    place, found_by = resolve(name)
-    directory = _download(place) if found_by == "hub" else Path(place)
+    directory = local_directory(name)
     _check_config(directory)
     _check_weight_files(directory)
     model = _load_model(directory, dtype)
     _check_weights(model)
     return model.to(device).eval(), _load_tokenizer(directory)
+
+
+def local_directory(name: str | Path) -> Path:
+    """The directory of the model called `name`, downloaded first when it is only on the hub; raises as `resolve`."""
+    place, found_by = resolve(name)
+    return _download(place) if found_by == "hub" else Path(place)
 
 
 def _resolve_on_hub(name: str, package: str | None) -> tuple[str, str]:

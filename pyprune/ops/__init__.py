@@ -4,9 +4,21 @@ Every op works everywhere: it has a torch reference, a fake, and candidates in C
 they are built and support the call. `table()` says what can run here; `backend("triton")` or `PYPRUNE_BACKEND` chooses.
 """
 
-from pyprune.ops._dispatch import BACKENDS, OPS, Candidate, Op, Row, backend, table
+from pyprune.ops._dispatch import BACKENDS, OPS, Candidate, Op, Row, backend, check_choice, table
 from pyprune.ops.hadamard_gram import hadamard_gram
 from pyprune.ops.prod_reduce import prod_reduce
 from pyprune.ops.rearrange import rearrange
 
-__all__ = ["BACKENDS", "OPS", "Candidate", "Op", "Row", "backend", "hadamard_gram", "prod_reduce", "rearrange", "table"]
+__all__ = [
+    "BACKENDS",
+    "OPS",
+    "Candidate",
+    "Op",
+    "Row",
+    "backend",
+    "check_choice",
+    "hadamard_gram",
+    "prod_reduce",
+    "rearrange",
+    "table",
+]

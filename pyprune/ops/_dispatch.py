@@ -197,6 +197,18 @@ def backend(choice: str):
         _choices.pop()
 
 
+def check_choice() -> None:
+    """Raise BackendError when a backend in force by name cannot run here at all, before any work is done.
+
+    An op that the chosen backend does not implement is not an error until it is called.
+    """
+    for op in OPS.values():
+        chosen = chosen_backend(op.name)
+        missing = {row.backend: row.reason for row in table() if row.op == op.name and not row.available}
+        if chosen in missing:
+            raise BackendError(f"{op.name}: backend {chosen!r} was asked for but {missing[chosen]}")
+
+
 def table() -> list[Row]:
     """Every op and backend with whether it can run here and, if not, why."""
     rows = []

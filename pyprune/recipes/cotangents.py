@@ -13,10 +13,10 @@ CotangentName = Literal["auto", "labels", "sampled", "embedding"]
 _NAMES = ("auto", "labels", "sampled", "embedding")
 
 
-def check_cotangent(name: str, draws: int | None, tokens: str) -> None:
+def check_cotangent(name: str | Cotangent, draws: int | None, tokens: str) -> None:
     """Raise InputError for settings that `choose_cotangent` cannot use, before any data is read."""
-    if name not in _NAMES:
-        raise InputError(f"cotangent={name!r} must be one of {', '.join(_NAMES)}")
+    if not callable(name) and name not in _NAMES:
+        raise InputError(f"cotangent={name!r} must be a callable or one of {', '.join(_NAMES)}")
     if draws is not None and draws < 1:
         raise InputError(f"draws={draws} must be at least 1")
     if tokens not in ("sum", "mean"):
@@ -24,17 +24,24 @@ def check_cotangent(name: str, draws: int | None, tokens: str) -> None:
 
 
 def choose_cotangent(
-    model: nn.Module, name: CotangentName, draws: int | None, seed: int, tokens: TokenReduction
+    model: nn.Module,
+    name: CotangentName | Cotangent,
+    draws: int | None,
+    seed: int,
+    tokens: TokenReduction,
 ) -> tuple[Cotangent, str, int]:
     """The cotangent, its name and the draws a sample.
 
     - `labels`: the task's own (empirical Fisher); 1 draw, unless `draws` says otherwise;
     - `sampled`: labels drawn from the model's own predictions (true Fisher, needs no labels); 2 draws;
     - `embedding`: random projections of the pooled, normalised embedding, for models without logits; 2 draws;
-    - `auto`: `sampled` where the model has logits, else `embedding`.
+    - `auto`: `sampled` where the model has logits, else `embedding`;
+    - a callable, such as `capture.cotangent.UserLoss(my_loss, reduction="mean")`: the user's own; 1 draw.
 
     `tokens` says whether a sample's token losses are summed (`sum`) or averaged (`mean`).
     """
+    if not isinstance(name, str):
+        return name, "user", draws or 1
     if name == "auto":
         name = "sampled" if has_logits(model) else "embedding"
     draws = draws or (1 if name == "labels" else 2)

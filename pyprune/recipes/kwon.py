@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.collect import collect
+from pyprune.capture.cotangent import Cotangent
 from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.batches import Samples, batching
 from pyprune.core.budget import Budget, Limit
@@ -50,7 +51,7 @@ class Kwon:
     """
 
     criterion: str = "fisher"
-    cotangent: CotangentName = "auto"
+    cotangent: CotangentName | Cotangent = "auto"
     draws: int | None = None
     tokens: Literal["sum", "mean"] = "sum"
     rearrange: bool | None = None
@@ -115,8 +116,9 @@ class Kwon:
         if scores is None:
             raise InputError("mask tuning needs the scores: its teacher is the model at the square root of the budget")
         dense_anatomy = adapter.anatomy(dense)
-        share = Limit(
-            "flops", math.sqrt(plan.cost(dense_anatomy, "flops") / dense_anatomy.flops(plan.length)), relative=True
-        )
-        teacher = slice_(copy.deepcopy(dense), adapter, search(scores, dense_anatomy, Budget((share,)), plan.length))
+        full = Plan.keep_all(dense_anatomy, plan.length)
+        resources = plan.meta.get("budget", ("flops",))
+        shares = {r: math.sqrt(plan.cost(dense_anatomy, r) / full.cost(dense_anatomy, r)) for r in resources}
+        milder = Budget(tuple(Limit(r, share, relative=True) for r, share in shares.items()))
+        teacher = slice_(copy.deepcopy(dense), adapter, search(scores, dense_anatomy, milder, plan.length))
         return tune_masks(student, anatomy, teacher, adapter.anatomy(teacher), batches, stages)

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pyprune.capture.cotangent import Cotangent
 from pyprune.capture.curvature import collect_curvature, measure_updates
 from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.batches import Samples, batching
@@ -40,13 +41,14 @@ class Surgeon:
 
     - `cotangent`, `draws`, `tokens`: see `recipes.cotangents.choose_cotangent`.
     - `tuning`: `refit` or `none`. The scores suppose a refit: without one, `Kwon` does better.
-    - `damping`: of the refit, relative to the mean diagonal of its statistics.
+    - `damping`: of the refit and of the elimination that foresees it, relative to the mean diagonal of the statistics.
     - `score_dtype`: floating-point type of the scoring passes; None is the model's own.
 
-    Memory: float64 Gram matrices of all blocks at once, 8 n^2 bytes a block of n channels (19 MB for 1,536 neurons).
+    Memory: statistics of all blocks at once, 8 (n^2 + d^2) + 24 n d bytes for a block of n channels and output width d:
+    34 MB for 1,536 neurons and width 384, 2.2 GB for 11,008 and 4,096.
     """
 
-    cotangent: CotangentName = "auto"
+    cotangent: CotangentName | Cotangent = "auto"
     draws: int | None = None
     tokens: Literal["sum", "mean"] = "sum"
     tuning: Literal["refit", "none"] = "refit"
@@ -72,7 +74,7 @@ class Surgeon:
         for block in stages.progress(blocks, "eliminate"):
             unit, found = block.units.name, curvature.pop(block.units.name)
             weight = scored.get_submodule(block.projection).weight
-            taken_apart[unit] = eliminate(weight, found.gram, found.metric, block.units.width)
+            taken_apart[unit] = eliminate(weight, found.gram, found.metric, block.units.width, self.damping)
         few = samples.first(_CALIBRATION_SAMPLES)
         measured = measure_updates(
             scored,

@@ -1,4 +1,4 @@
-"""Mask tuning (Kwon et al. 2022, section 4.4): one scale per kept unit, by damped least squares.
+"""Mask tuning (Kwon et al. 2022): one scale per kept unit, by damped least squares.
 
 For block after block, with the student's kept activations and b = (teacher's residual stream - student's incoming
 stream - output bias), the scales s minimise ||A s - b||^2, column A_j being what unit j writes to the stream. The

@@ -13,8 +13,11 @@ from pyprune.bench.fidelity import fidelity
 from pyprune.bench.latency import CASES, latency
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.budget import Budget, Limit
+from pyprune.core.storage import write_json
 from pyprune.models.registry import adapter_for
 from pyprune.verification import verify_model
+
+REPORT_FILE = "pyprune_report.json"
 
 # Kwon et al. stage by stage, and their search with the stronger refit: name -> settings of the recipe.
 _PUBLISHED = {
@@ -22,6 +25,7 @@ _PUBLISHED = {
     "kwon: + rearrangement": {"tuning": "none", "rearrange": True},
     "kwon: + mask tuning": {"tuning": "mask", "rearrange": True},
     "kwon: search, refit": {"tuning": "refit", "rearrange": False},
+    "kwon: + rearrangement, refit": {"tuning": "refit", "rearrange": True},
 }
 
 
@@ -109,6 +113,11 @@ def _model_flops(model: nn.Module, anatomy: Anatomy, length: float) -> float:
         m.weight.numel() for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in inside
     )
     return anatomy.flops(length) + 2 * length * others
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """Store the report with the checkpoint, as `pyprune_report.json`."""
+    write_json(out / REPORT_FILE, report)
 
 
 def table(report: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Mask rearrangement: swap units within a block so that the removed ones cancel (Kwon et al. 2022, section 4.3).
+"""Mask rearrangement: swap units within a block so that the removed ones cancel (Kwon et al. 2022).
 
 The diagonal search ignores interactions. With p units to remove from a block, the removed set P should minimise
 1_P^T F 1_P = ||sum over P of g||^2, where column u of the per-sample gradient matrix is g_u; the greedy exchange of the

@@ -72,6 +72,7 @@ def test_prune_writes_a_checkpoint_that_loads_and_reports_what_it_measured(run, 
     assert {x["batch"] for x in report["latency_ms"]} == {1, 32}
     assert [s["name"] for s in report["stages"]][:2] == ["load", "score"]
     assert not Path("small.partial").exists()
+    assert json.loads(Path("small/pyprune_report.json").read_text()) == report
     again = subprocess.run(
         [
             sys.executable,
@@ -223,7 +224,7 @@ def test_a_full_output_directory_is_left_alone(run, dense, text):
 
 def test_an_explicit_backend_that_is_missing(run, dense, text, monkeypatch):
     monkeypatch.setenv("PYPRUNE_BACKEND", "cuda")
-    code, _, err = run("prune", dense, "--data", text, "--out", "small", "--recipe", "kwon", "--quiet", *SAMPLES)
+    code, _, err = run("prune", dense, "--data", text, "--out", "small", "--quiet", *SAMPLES)
     assert code == 2
     assert err.count("pyprune: error:") == 1
     assert "cuda" in err

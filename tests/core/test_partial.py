@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pyprune.core.batches import Samples
 from pyprune.core.errors import MismatchError
 from pyprune.core.partial import Partial, data_fingerprint, fingerprint
 from pyprune.core.plan import Plan
@@ -84,7 +85,7 @@ def test_fingerprint_of_a_model_sees_every_weight():
 
 def test_fingerprint_of_data_sees_tokens_order_and_borders():
     def of(*rows):
-        return data_fingerprint([{"input_ids": torch.tensor(row)} for row in rows])
+        return data_fingerprint(Samples([{"input_ids": torch.tensor(row)} for row in rows]))
 
     prints = [of([1, 2], [3]), of([1], [2, 3]), of([1, 2, 3]), of([3], [1, 2]), of([1, 2], [4])]
     assert len(set(prints)) == len(prints)
