@@ -31,9 +31,10 @@ format: setup ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 
-bench: setup ## kernels and the scoring pass against their peers, rows to benchmarks/results/
+bench: setup ## kernels, scoring pass and main job against their peers, rows to benchmarks/results/
 	for op in prod_reduce hadamard_gram rearrange; do $(BIN)/python benchmarks/ops/$$op.py || exit 1; done
-	$(BIN)/python benchmarks/e2e/score_cost.py
+	$(BIN)/python benchmarks/e2e/score_cost.py --bf16
+	$(BIN)/python benchmarks/e2e/main_job.py
 
 results: setup ## docs/results.md and its plots, generated from benchmarks/results/
 	$(BIN)/python -m benchmarks.report

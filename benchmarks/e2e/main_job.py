@@ -2,8 +2,7 @@
 
     python benchmarks/e2e/main_job.py
 
-One row a figure: speed-up (dense / pruned, medians in turns), held-out fidelity of every pipeline, seconds of the default
-recipe.
+One row a figure: speed-up (dense / pruned, medians in turns), held-out fidelity of every pipeline, seconds.
 """
 
 from __future__ import annotations
