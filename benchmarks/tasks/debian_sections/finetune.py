@@ -36,8 +36,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pypru
 def has_amx_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware (AMX).
 
-    There a training step takes half the time in bf16 (0.85 s for 1.6 s on one core), at equal accuracy: test 75.0 % with
-    either, dev 72.2 and 72.4 %, when trained on the 10,000-row slice of the archive.
+    There a training step takes half the time in bf16 (0.85 s for 1.6 s on one core), at equal accuracy: on a slice of
+    10,000 packages, test 75.0 % with either, dev 72.2 and 72.4 %.
     """
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text().split()
