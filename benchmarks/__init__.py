@@ -1,0 +1,1 @@
+"""Scripts that measure and check pyprune through its public interface. Run from the repository's root."""
