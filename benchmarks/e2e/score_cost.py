@@ -24,7 +24,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from pyprune.api import calibration_data, pick_device
+from pyprune.api import calibration_data, most_tokens, pick_device
 from pyprune.bench.results import Results, device_name
 from pyprune.bench.timing import interleave
 from pyprune.capture.collect import collect
@@ -96,9 +96,10 @@ def main() -> None:
     eager.set_attn_implementation("eager")
     probe = EmbeddingProbe(0)
     passages, _ = calibration_data(model, tokenizer, samples=args.samples)
-    full = random_batch(model.config.vocab_size, 32, 128)
+    length = min(128, most_tokens(model, tokenizer))
+    full = random_batch(model.config.vocab_size, 32, length)
     cases = {
-        "32x128": (full, full.batches(max_tokens=10**9), full.batches(max_tokens=10**9)),
+        f"32x{length}": (full, full.batches(max_tokens=10**9), full.batches(max_tokens=10**9)),
         "passages": (passages, passages.batches(**batching(model)), in_order(passages, 32)),
     }
     results = Results("score_cost", path=args.results and args.results / f"{device_name()}.csv")
