@@ -29,7 +29,8 @@ OnGradient = Callable[[str, torch.Tensor, torch.Tensor], None]
 class Curvature:
     """Kronecker factors of one block's output projection, sums over real tokens, float64.
 
-    `gram` `[n, n]` is the sum of x x', `metric` `[d, d]` the sum of g g' over tokens and draws.
+    `metric` `[d, d]` is the sum of g g' over tokens and draws. `gram` `[n, n]` is the mean of x x' in which a token counts
+    by its |g|^2: tokens that nobody reads (all but the first in the last layer of a classifier) do not count.
     """
 
     gram: torch.Tensor
@@ -87,17 +88,20 @@ def collect_curvature(
         empty = {"dtype": torch.float64, "device": device}
         found[block.units.name] = Curvature(torch.zeros(n, n, **empty), torch.zeros(d, d, **empty))
     pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    weight: dict[str, torch.Tensor] = {}
     with _output_taps(model, blocks, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
         for batch, draw, scale in backward_passes(model, batches, cotangent, draws):
             real = batch.token_mask
             for name, (x, dy) in pending.items():
                 g = dy[real].float() / scale
                 found[name].metric += g.T @ g
-                if draw == 0:
-                    rows = x[real].float()
+                weight[name] = g.square().sum(1) + (weight[name] if draw else 0)
+                if draw == draws - 1:  # the inputs are the same for all draws of a batch
+                    rows = x[real].float() * weight[name].sqrt()[:, None]
                     found[name].gram += rows.T @ rows
             pending.clear()
     for name, curvature in found.items():
+        curvature.gram /= curvature.metric.trace().clamp(min=torch.finfo(torch.float64).tiny)
         if not (torch.isfinite(curvature.gram).all() and torch.isfinite(curvature.metric).all()):
             raise NumericsError(f"statistics of {name} hold NaN or Inf; check the weights and the data")
     return found
