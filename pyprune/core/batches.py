@@ -145,7 +145,8 @@ def batching(model: nn.Module) -> dict[str, Any]:
     takes up to a tenth of padding for large ones.
     """
     # Decoders that classify look for the model's own padding token to find where a sample ends.
-    pad = {"pad": getattr(getattr(model, "config", None), "pad_token_id", None)}
+    own = getattr(getattr(model, "config", None), "pad_token_id", None)
+    pad = {"pad": own if own is not None and own >= 0 else None}  # old configs say -1 for none
     if next(model.parameters()).device.type == "cpu":
         return {"max_tokens": 4096, "max_padding": 0.0, **pad}
     return {"max_tokens": 16384, "max_padding": 0.1, **pad}

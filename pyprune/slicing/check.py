@@ -17,9 +17,11 @@ def example_inputs(
 
     Row 0 is full. Padded positions hold the config's padding token. `length` is cut to what the positions allow.
     """
-    vocabulary, pad = config.vocab_size, getattr(config, "pad_token_id", None) or 0
-    # Position tables may reserve the places up to the padding token, so stay that far below their size.
-    length = min(length, getattr(config, "max_position_embeddings", length) - pad - 1)
+    # Old configs say -1 for no padding token.
+    vocabulary, pad = config.vocab_size, max(getattr(config, "pad_token_id", None) or 0, 0)
+    positions = getattr(config, "max_position_embeddings", 2 * length)
+    # Position tables may reserve the places up to a padding token among the first, so stay that far below their size.
+    length = min(length, positions - pad - 1 if pad < positions // 2 else positions)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, vocabulary - 1, (batch, length), generator=generator)
     ids = ids + (ids >= pad)

@@ -34,6 +34,16 @@ def test_example_inputs_fit_the_positions():
     assert example_inputs(config(pad_token_id=None, max_position_embeddings=8), length=99)["input_ids"].shape == (2, 7)
 
 
+def test_a_padding_token_beyond_the_positions_takes_none_of_them():
+    inputs = example_inputs(config(vocab_size=200, pad_token_id=150, max_position_embeddings=64), length=12)
+    assert inputs["input_ids"].shape == (2, 12)
+    assert inputs["input_ids"][1, -1] == 150
+
+
+def test_a_negative_padding_token_is_none():
+    assert example_inputs(config(pad_token_id=-1), batch=4, length=12)["input_ids"].min() == 0
+
+
 def test_max_difference_looks_into_every_tensor():
     first = {"a": torch.zeros(2), "b": (torch.zeros(3), [torch.zeros(1)])}
     second = {"a": torch.tensor([0.0, 0.5]), "b": (torch.zeros(3), [torch.tensor([-2.0])])}

@@ -1,0 +1,38 @@
+"""What `verify` notices, and what it must not take for a difference."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pyprune
+from pyprune.core.batches import Samples
+from pyprune.models.registry import adapter_for
+from pyprune.testing.models import random_plan, tiny_model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["bert", "llama"])
+def test_changed_weights_are_noticed_in_every_dtype(variant, dtype, tmp_path):
+    model = tiny_model(variant, dtype=dtype)
+    plan = random_plan(adapter_for(model).anatomy(model))
+    folder = pyprune.save(pyprune.apply(model, plan), tmp_path / "small", plan=plan)
+    assert all(check.equal for check in pyprune.verify_checkpoint(folder))
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith(("layers.2.self_attn.o_proj.weight", "2.output.dense.weight")))
+    weights[name] = weights[name].flip(0).contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert not all(check.equal for check in pyprune.verify_checkpoint(folder))
+
+
+@pytest.mark.parametrize("variant", ["bert", "llama"])
+def test_the_reloaded_model_attends_like_the_given_one(variant):
+    assert all(check.equal for check in pyprune.verify_model(tiny_model(variant, attention="eager")))
+
+
+@pytest.mark.parametrize("pad", [-1, 90])
+def test_any_padding_token_of_the_config_will_do(pad, tmp_path):
+    # -1 stands for none in old configs; 90 lies beyond the 40 positions, as it does in most large vocabularies.
+    model = tiny_model("llama", "AutoModelForCausalLM", pad_token_id=pad)
+    data = Samples([{"input_ids": torch.arange(3, 7 + s)} for s in range(4)], None, {})
+    pyprune.prune(model, {"flops": 0.6}, data, out=tmp_path / "small")
+    assert all(check.equal for check in pyprune.verify_checkpoint(tmp_path / "small"))
