@@ -84,6 +84,8 @@ def test_commands_parse(arguments):
 
 def test_flags_exist():
     known = {option for verb in verbs().values() for parameter in verb.params for option in parameter.opts}
+    scripts = [source.read_text() for source in (ROOT / "benchmarks").rglob("*.py")]
+    known |= {flag for script in scripts for flag in re.findall(r'add_argument\(\s*"(--[a-z][\w-]*)"', script)}
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     named = {flag for page in pages for flag in re.findall(r"`(?:pyprune [^`]*)?(--[a-z][\w-]*)", prose(page))}
     assert named - {"--no-build-isolation"} <= known  # one of pip's

@@ -29,8 +29,8 @@ OnGradient = Callable[[str, torch.Tensor, torch.Tensor], None]
 class Curvature:
     """Kronecker factors of one block's output projection, sums over real tokens, float64.
 
-    `metric` `[d, d]` is the sum of g g' over tokens and draws. `gram` `[n, n]` is the mean of x x' in which a token counts
-    by its |g|^2: tokens that nobody reads (all but the first in the last layer of a classifier) do not count.
+    `metric` `[d, d]` is the sum of g g' over tokens and draws. `gram` `[n, n]` is the mean of x x' in which a token
+    counts by its |g|^2: tokens that nobody reads (all but the first in the last layer of a classifier) do not count.
     """
 
     gram: torch.Tensor

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from pyprune.capture.cotangent import EmbeddingProbe
+from pyprune.capture.cotangent import EmbeddingProbe, NegativeLogLikelihood
 from pyprune.capture.curvature import collect_curvature, measure_updates
 from pyprune.core.batches import Batch, Samples
 from pyprune.models.registry import adapter_for
@@ -82,3 +82,32 @@ def test_the_model_is_left_as_it_was():
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_tokens_that_nobody_reads_do_not_count():
+    """A BERT classifier reads the first token of its last layer: the others have no gradient there."""
+    model = tiny_model("bert", "AutoModelForSequenceClassification", dtype=torch.float64)
+    anatomy = adapter_for(model).anatomy(model)
+    _, _, samples, _ = setting()
+    likelihood = NegativeLogLikelihood("sampled", False, model.config)
+    last = anatomy.blocks[-1]
+    found = collect_curvature(model, anatomy, samples.batches(), likelihood, DRAWS)[last.units.name]
+    total, weights = torch.zeros_like(found.gram), 0.0
+    for s in range(len(samples)):
+        inputs = {"input_ids": samples.inputs[s]["input_ids"][None]}
+        batch = Batch(inputs, torch.tensor([s]), torch.tensor([inputs["input_ids"].shape[1]]))
+        seen = {}
+
+        def keep(_, args, y, seen=seen):
+            seen["x"] = args[0].detach()
+            seen["y"] = y.requires_grad_() if not y.requires_grad else y
+            y.retain_grad()
+
+        handle = model.get_submodule(last.projection).register_forward_hook(keep)
+        for draw in range(DRAWS):
+            likelihood(model(**inputs), batch, draw).backward()
+            weight = float(seen["y"].grad[0, 0].square().sum())
+            total += weight * torch.outer(seen["x"][0, 0], seen["x"][0, 0])
+            weights += weight
+        handle.remove()
+    ratio(found.gram, total / weights, torch.float32)
