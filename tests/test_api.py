@@ -163,6 +163,18 @@ def test_a_loss_of_ones_own_in_any_reduction(recipe):
         assert torch.allclose(value, second.values[name], rtol=1e-3)
 
 
+def test_retraining_pads_with_the_models_own_token():
+    student, teacher = (tiny_model("qwen3", "AutoModelForSequenceClassification", seed=s) for s in (0, 1))
+    padding = []
+
+    def look(_, args, kwargs):
+        padding.append(kwargs["input_ids"][kwargs["attention_mask"] == 0])
+
+    teacher.register_forward_pre_hook(look, with_kwargs=True)
+    pyprune.retrain(student, teacher, samples(8), epochs=1)
+    assert torch.cat(padding).unique().tolist() == [teacher.config.pad_token_id]
+
+
 def test_saving_leaves_what_is_there_alone(tmp_path):
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "mine.txt").write_text("x")

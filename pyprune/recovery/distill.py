@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pyprune.capture.cotangent import pooled_embedding
-from pyprune.core.batches import Batch, Samples
+from pyprune.core.batches import Batch, Samples, batching
 from pyprune.core.errors import InputError
 
 # Softens both distributions, so that the teacher's ranking of unlikely classes is learned too.
@@ -80,9 +80,10 @@ def distill(
             return distillation_loss(model(**inputs), expected, batch)
 
     def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        (batch,) = Samples(rows, None, samples.pad).batches(max_tokens=1 << 62, max_padding=1.0)
+        (batch,) = Samples(rows, None, samples.pad).batches(max_tokens=1 << 62, max_padding=1.0, pad=pad)
         return {**batch.inputs, "lengths": batch.lengths}
 
+    pad = batching(student)["pad"]
     teacher.eval()
     on_cpu = next(student.parameters()).device.type == "cpu"
     trainable = [(p, p.requires_grad) for p in student.parameters()]
