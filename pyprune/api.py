@@ -29,7 +29,7 @@ from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
-from pyprune.models.loading import load, local_directory
+from pyprune.models.loading import check_padding, load, local_directory
 from pyprune.models.registry import adapter_for
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
@@ -71,6 +71,7 @@ def _load(model: str | Path | nn.Module, tokenizer: Any, dtype: Any, device: str
     if isinstance(model, nn.Module):
         if dtype is not None or device != "auto":
             raise InputError("device and dtype are for models given by name; move or cast the model that is given")
+        check_padding(model)
         return model, tokenizer
     loaded, own = load(model, dtype, pick_device(device))
     return loaded, tokenizer or own

@@ -194,6 +194,8 @@ def test_wrong_calls_say_what_to_do():
         pyprune.score(model, data, criterion="fisher")
     with pytest.raises(InputError, match="needs a model with logits"):
         pyprune.score(model, data, recipe="kwon", cotangent="labels")
+    with pytest.raises(InputError, match="set pad_token_id"):
+        pyprune.score(tiny_model("llama", "AutoModelForSequenceClassification", pad_token_id=None), data)
     plan = pyprune.plan(model, pyprune.score(model, data), {"flops": 0.5})
     small = pyprune.apply(model, plan)
     with pytest.raises(MismatchError, match="another model"):

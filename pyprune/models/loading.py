@@ -58,6 +58,7 @@ def load(name: str | Path, dtype: str | torch.dtype | None = None, device: str =
     _check_weight_files(directory)
     model = _load_model(directory, dtype)
     _check_weights(model)
+    check_padding(model)
     return model.to(device).eval(), _load_tokenizer(directory)
 
 
@@ -91,8 +92,12 @@ def _resolve_on_hub(name: str, package: str | None) -> tuple[str, str]:
 
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
 
-    return Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
+    except (HTTPError, OSError) as error:  # gated models answer questions about them, but not this
+        raise InputError(f"model={hub_id!r}: the hub does not send its files: {_first_line(error)}") from error
 
 
 def _checked_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
@@ -125,7 +130,12 @@ def _check_config(directory: Path) -> None:
 
 def _check_weight_files(directory: Path) -> None:
     index = directory / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.is_file():
+        files = read_json(index).get("weight_map")
+        if not isinstance(files, dict):
+            raise InputError(f'{index}: no "weight_map" from weights to files')
+        names = sorted(set(files.values()))
     for name in names:
         if not (directory / name).is_file():
             raise InputError(f"{directory}: {name} is missing (weights are read from safetensors only)")
@@ -138,9 +148,12 @@ def _check_weight_files(directory: Path) -> None:
 
 def _load_model(directory: Path, dtype: str | torch.dtype) -> nn.Module:
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     architectures = read_json(directory / "config.json").get("architectures") or [""]
-    model_class = getattr(transformers, architectures[0], transformers.AutoModel)
+    model_class = getattr(transformers, architectures[0], None)
+    if not hasattr(model_class, "from_pretrained"):
+        model_class = transformers.AutoModel
     try:
         # Mismatched sizes are let through to be told by name below; the exception would not say which they are.
         model, info = model_class.from_pretrained(
@@ -153,19 +166,37 @@ def _load_model(directory: Path, dtype: str | torch.dtype) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{directory}: {_first_line(error)}") from error
+    except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"{directory}: config.json cannot be used ({type(error).__name__}: {what})") from error
     _check_loaded(directory, model, info)
     return model
 
 
 def _check_loaded(directory: Path, model: nn.Module, info: dict[str, Any]) -> None:
-    """Raise InputError when a weight has another shape than the config says, or a prunable layer lacks one."""
+    """Raise InputError when a weight has another shape than the config says, or is missing.
+
+    A pooler may be missing: it comes with the bare BERT, and language models are trained without one.
+    """
     if info["mismatched_keys"]:
         name, found, expected = min(info["mismatched_keys"])
         raise InputError(f"{directory}: {name} is {list(found)} in the weight file, {list(expected)} by config.json")
-    layers = tuple(f"{path}." for path in adapter_for(model).anatomy(model).layers)
-    missing = sorted(name for name in info["missing_keys"] if name.startswith(layers))
+    missing = sorted(name for name in info["missing_keys"] if "pooler." not in name)
     if missing:
-        raise InputError(f"{directory}: the weight file lacks {missing[0]} and {len(missing) - 1} more")
+        raise InputError(
+            f"{directory}: the weight file lacks {missing[0]} and {len(missing) - 1} more of {type(model).__name__}"
+        )
+
+
+def check_padding(model: nn.Module) -> None:
+    """Raise InputError for a decoder that classifies sequences without a padding token: it finds their ends by it."""
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    if isinstance(model, GenericForSequenceClassification) and model.config.pad_token_id is None:
+        raise InputError(
+            f"{type(model).__name__} finds the end of a sample by its padding token, and its config names none: "
+            "set pad_token_id (the tokenizer's)"
+        )
 
 
 def _check_weights(model: nn.Module) -> None:

@@ -154,6 +154,62 @@ def test_a_weight_that_is_missing(checkpoint):
         load(checkpoint)
 
 
+@pytest.mark.parametrize("name", ["bert.embeddings.word_embeddings.weight", "classifier.weight"])
+def test_no_weight_is_made_up(checkpoint, name):
+    edit_weights(checkpoint, lambda weights: weights.pop(name))
+    with pytest.raises(InputError, match=f"the weight file lacks {name} and 0 more of BertForSequenceClassification"):
+        load(checkpoint)
+
+
+def test_a_pooler_may_be_missing(tmp_path):
+    tiny_model("bert", "AutoModelForMaskedLM").save_pretrained(tmp_path)
+    edit_config(tmp_path, architectures=["BertModel"])
+    assert type(load(tmp_path)[0]) is transformers.BertModel
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"num_attention_heads": "four"}, "expected int, got str"),
+        ({"hidden_act": "unheard-of"}, "unheard-of"),
+        ({"dtype": "float7"}, "float7"),
+    ],
+)
+def test_a_config_that_cannot_be_used(checkpoint, entries, message):
+    edit_config(checkpoint, **entries)
+    with pytest.raises(InputError, match=message):
+        load(checkpoint)
+
+
+def test_an_architecture_that_is_no_class_is_the_bare_model(checkpoint):
+    edit_config(checkpoint, architectures=["__version__"])
+    assert type(load(checkpoint)[0]) is transformers.BertModel
+
+
+def test_an_index_without_files(checkpoint):
+    (checkpoint / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match='no "weight_map"'):
+        load(checkpoint)
+
+
+def test_a_decoder_that_classifies_needs_a_padding_token(tmp_path):
+    tiny_model("llama", "AutoModelForSequenceClassification", pad_token_id=None).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="set pad_token_id"):
+        load(tmp_path)
+
+
+def test_a_model_that_the_hub_shows_but_does_not_send(monkeypatch):
+    import huggingface_hub
+
+    def refuse(*args, **kwargs):
+        raise OSError("access is restricted")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(InputError, match="model='some-org/gated': the hub does not send its files: access is restrict"):
+        load("some-org/gated")
+
+
 def test_a_weight_of_another_shape(checkpoint):
     edit_weights(checkpoint, lambda weights: weights.update({QUERY: torch.zeros(5, 32)}))
     with pytest.raises(InputError, match=rf"{QUERY} is \[5, 32\] in the weight file, \[32, 32\] by config.json"):
