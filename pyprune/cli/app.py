@@ -11,6 +11,8 @@ import typer
 from pyprune.cli import info, plan, prune, score, verify
 from pyprune.core.errors import PyPruneError
 
+_INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
+
 app = typer.Typer(
     name="pyprune",
     help="Make transformers smaller and faster: structured pruning into dense models that plain transformers loads.",
@@ -34,9 +36,10 @@ def main() -> None:
     except PyPruneError as error:
         print(f"pyprune: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("pyprune: interrupted; finished stages are kept, --resume goes on from them", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            print("pyprune: interrupted; prune --resume goes on from the stages that were finished", file=sys.stderr)
+        raise
 
 
 def _terminate(signum: int, frame: object) -> None:

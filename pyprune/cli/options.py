@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,16 @@ def budget(flops: str | None, params: str | None) -> dict[str, str] | None:
 def settings(**given: Any) -> dict[str, Any]:
     """The recipe settings that were given on the command line."""
     return {name: value for name, value in given.items() if value is not None}
+
+
+def check_file(out: Path, overwrite: bool) -> None:
+    """Raise InputError unless the file `out` can be written."""
+    if out.is_dir():
+        raise InputError(f"out={str(out)!r} is a directory; give a file")
+    if out.exists() and not overwrite:
+        raise InputError(f"out={str(out)!r} exists already; give --overwrite or another name")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"out={str(out)!r}: the folder {out.parent} does not exist or cannot be written to")
 
 
 def hush_transformers() -> None:

@@ -35,8 +35,8 @@ def plan(
     from pyprune.models.registry import adapter_for
 
     opt.hush_transformers()
-    if out is not None and out.exists() and not overwrite:
-        raise InputError(f"out={str(out)!r} exists already; give --overwrite or another name")
+    if out is not None:
+        opt.check_file(out, overwrite)
     budget = opt.budget(flops, params)
     if budget is None:
         raise InputError("give --flops, --params or both")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,8 @@ def prune(
     if plan is None and budget is None:
         budget = {"flops": "60%"}
     settings = opt.settings(criterion=criterion, tuning=tuning, score_dtype=opt.torch_dtype(score_dtype))
-    out = out or Path(f"{Path(model.rstrip('/')).name}-pruned")
+    # Made absolute, because `.` has no name; of a hub id the last part stays too.
+    out = out or Path(f"{os.path.basename(os.path.abspath(model))}-pruned")
     silent = quiet or as_json
     result = pyprune.prune(
         model,

