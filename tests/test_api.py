@@ -206,6 +206,46 @@ def test_wrong_calls_say_what_to_do():
         _ = pyprune.nothing
 
 
+def score_by_labels(variant, head, labels, **options):
+    data = Samples(samples(4).inputs, [torch.tensor(label) for label in labels], {})
+    return pyprune.score(tiny_model(variant, head, **options), data, recipe="kwon", cotangent="labels")
+
+
+@pytest.mark.parametrize(
+    ("variant", "head", "labels", "says"),
+    [
+        ("bert", "AutoModelForTokenClassification", [0, 1, 0, 1], r"needs labels \[\d+\] a sample, found \[\]"),
+        ("llama", "AutoModelForCausalLM", [0, 1, 0, 1], r"found \[\]"),
+        ("bert", "AutoModelForQuestionAnswering", [0, 1, 0, 1], r"needs labels \[2\] a sample"),
+        ("bert", "AutoModelForQuestionAnswering", [[0, 1], [0, 99], [1, 2], [0, 0]], "label 99 is none"),
+        ("bert", "AutoModelForSequenceClassification", [[0, 1], [1, 0], [1, 1], [0, 0]], r"found \[2\]"),
+        ("bert", "AutoModelForSequenceClassification", [0, 1, 2, 0], "label 2 is none of the 2 classes"),
+        ("bert", "AutoModelForSequenceClassification", [0.0, 0.5, 1.0, 0.0], "label 0.5 is none"),
+    ],
+)
+def test_labels_that_do_not_fit_the_model(variant, head, labels, says):
+    with pytest.raises(InputError, match=says):
+        score_by_labels(variant, head, labels)
+
+
+def test_labels_that_fit():
+    classes = score_by_labels("bert", "AutoModelForSequenceClassification", [0, 1, 1, 0])
+    floats = score_by_labels("bert", "AutoModelForSequenceClassification", [0.0, 1.0, 1.0, 0.0])
+    for name, value in classes.values.items():
+        exact(value, floats.values[name])
+    assert score_by_labels("bert", "AutoModelForSequenceClassification", [0.3, 1, -2, 0], num_labels=1).values
+
+
+def test_heads_that_no_cotangent_fits():
+    from transformers import BertForPreTraining
+
+    model = tiny_model("bert", "AutoModelForMaskedLM")
+    with pytest.raises(InputError, match="use 'sampled'"):
+        pyprune.score(model, samples(4), cotangent="embedding")
+    with pytest.raises(InputError, match="BertForPreTrainingOutput, which has no logits"):
+        pyprune.score(BertForPreTraining(model.config), samples(4))
+
+
 def test_every_public_name_is_there():
     for name in pyprune.__all__:
         assert getattr(pyprune, name).__doc__, name

@@ -6,7 +6,8 @@ padding. Random draws belong to a sample (its index, the draw, the seed), not to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -72,17 +73,33 @@ class NegativeLogLikelihood:
     def __call__(self, outputs: Any, batch: Batch, draw: int) -> torch.Tensor:
         if hasattr(outputs, "start_logits"):
             return self._span(outputs, batch, draw)
+        if not hasattr(outputs, "logits"):
+            raise InputError(
+                f"the model puts out a {type(outputs).__name__}, which has no logits: load it as a class with one task "
+                'head, or without a head ("architectures" in its config.json)'
+            )
         logits = outputs.logits.float()
         if logits.dim() == 2:
             return self._sequence(logits, batch, draw)
         return self._tokens(logits, batch, draw)
 
-    def _labels(self, batch: Batch) -> torch.Tensor:
-        if batch.labels is None:
+    def _labels(self, batch: Batch, shape: Sequence[int], classes: int | None = None) -> torch.Tensor:
+        """The data's labels in `shape` `[B, ...]`; with `classes`, integers below it or -100."""
+        labels = batch.labels
+        if labels is None:
             raise InputError(
                 "cotangent 'labels' needs labelled data; use 'sampled', which draws labels from the model's predictions"
             )
-        return batch.labels
+        if labels.numel() != math.prod(shape):
+            raise InputError(
+                f"data: the model needs labels {list(shape[1:])} a sample, found {list(labels.shape[1:])} ([]: one)"
+            )
+        if classes is not None:
+            odd = (labels != -100) & ((labels < 0) | (labels >= classes) | (labels != labels.long()))
+            if odd.any():
+                raise InputError(f"data: label {labels[odd][0].item()} is none of the {classes} classes from 0 on")
+            labels = labels.long()
+        return labels.reshape(*shape)
 
     def _uniform(self, batch: Batch, draw: int, size: int, like: torch.Tensor) -> torch.Tensor:
         rows = [_noise(self.seed, s, draw, (size,), uniform=True) for s in batch.index.tolist()]
@@ -95,23 +112,23 @@ class NegativeLogLikelihood:
                 noise = torch.stack([_noise(self.seed, s, draw, (logits.shape[1],)) for s in batch.index.tolist()])
                 target = logits.detach() + noise.to(logits)
             else:
-                target = self._labels(batch).to(logits).view_as(logits)
+                target = self._labels(batch, logits.shape).to(logits)
             return 0.5 * (logits - target).square().sum()
         if problem == "multi_label_classification":
             if self.sampled:
                 target = (self._uniform(batch, draw, logits.shape[1], logits) < logits.detach().sigmoid()).to(logits)
             else:
-                target = self._labels(batch).to(logits)
+                target = self._labels(batch, logits.shape).to(logits)
             return F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
         target = (
             _sample(logits, self._uniform(batch, draw, 1, logits))
             if self.sampled
-            else self._labels(batch).to(logits.device)
+            else self._labels(batch, logits.shape[:1], logits.shape[1]).to(logits.device)
         )
         return F.cross_entropy(logits, target.view(-1), reduction="sum")
 
     def _tokens(self, logits: torch.Tensor, batch: Batch, draw: int) -> torch.Tensor:
-        real = batch.token_mask.to(logits.device)
+        real, classes = batch.token_mask.to(logits.device), logits.shape[2]
         if self.causal:
             logits, real = logits[:, :-1], real[:, 1:]
         if self.sampled:
@@ -123,9 +140,11 @@ class NegativeLogLikelihood:
             uniform = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)[:, : logits.shape[1]].to(logits.device)
             target = _sample(logits.flatten(0, 1), uniform.reshape(-1, 1)).view(uniform.shape)
         elif self.causal:
-            target = (batch.inputs["input_ids"] if batch.labels is None else batch.labels)[:, 1:].to(logits.device)
+            tokens = batch.inputs["input_ids"]
+            given = tokens if batch.labels is None else self._labels(batch, tokens.shape, classes)
+            target = given[:, 1:].to(logits.device)
         else:
-            target = self._labels(batch).to(logits.device)
+            target = self._labels(batch, real.shape, classes).to(logits.device)
         target = torch.where(real, target, -100)
         loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none", ignore_index=-100).sum(1)
         if self.tokens == "mean":
@@ -140,7 +159,7 @@ class NegativeLogLikelihood:
             if self.sampled:
                 target = _sample(logits, self._uniform(batch, draw, 2, logits)[:, part : part + 1])
             else:
-                target = self._labels(batch)[:, part].to(logits.device)
+                target = self._labels(batch, (len(logits), 2), logits.shape[1])[:, part].to(logits.device)
             loss = loss + F.cross_entropy(logits, target.view(-1), reduction="sum")
         return loss
 

@@ -46,6 +46,10 @@ def choose_cotangent(
         name = "sampled" if has_logits(model) else "embedding"
     draws = draws or (1 if name == "labels" else 2)
     if name == "embedding":
+        if has_logits(model):
+            raise InputError(
+                f"cotangent 'embedding' needs a model without a head; {type(model).__name__} has one, use 'sampled'"
+            )
         return EmbeddingProbe(seed), name, draws
     if not has_logits(model):
         raise InputError(
