@@ -148,7 +148,9 @@ def score(
     model, tokenizer = _load(model, tokenizer, dtype, device)
     calibration, _ = calibration_data(model, tokenizer, data, samples, seed)
     anatomy = adapter_for(model).anatomy(model)
-    return chosen.score(model, anatomy, calibration, seed, Stages(quiet))
+    scores = chosen.score(model, anatomy, calibration, seed, Stages(quiet))
+    scores.meta["truncated"] = calibration.truncated
+    return scores
 
 
 def plan(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pyprune.api import most_tokens
 from pyprune.bench.timing import interleave
 from pyprune.capture.collect import frozen
 
@@ -33,10 +34,10 @@ def latency(
     dense: nn.Module, pruned: nn.Module, batch: int, length: int, repeats: int | None = None, seed: int = 0
 ) -> Latency:
     """Time both models on random ids `[batch, length]` without padding, `repeats` interleaved turns each."""
-    config = dense.config
-    length = min(length, getattr(config, "max_position_embeddings", length))
+    length = min(length, most_tokens(dense, None))
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, config.vocab_size, (batch, length), generator=generator).to(next(dense.parameters()).device)
+    device = next(dense.parameters()).device
+    ids = torch.randint(5, dense.config.vocab_size, (batch, length), generator=generator).to(device)
     repeats = repeats or (40 if batch * length <= 512 else 9)
     with frozen(dense), frozen(pruned):
         timings = interleave(

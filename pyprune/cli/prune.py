@@ -82,7 +82,7 @@ def prune(
         if as_json:
             print(json.dumps({"length": result.plan.length, "kept": result.plan.counts, "meta": result.plan.meta}))
         else:
-            print(result.plan.explain(result.anatomy))
+            print(result.plan.explain(result.anatomy), *(f"note: {notice}" for notice in result.notices), sep="\n")
         return
     if quiet and not as_json:
         return

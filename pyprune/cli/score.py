@@ -49,3 +49,5 @@ def score(
         )
     elif not quiet:
         print(f"{sum(v.numel() for v in scores.values.values()):,} units scored ({scores.meta}); written to {out}")
+        if scores.meta["truncated"]:
+            print(f"note: {scores.meta['truncated']} samples were longer than the model takes and were cut")

@@ -26,11 +26,14 @@ def verify(
     Exits with 1 when outputs differ.
     """
     from pyprune.api import pick_device
+    from pyprune.core.errors import InputError
     from pyprune.models.loading import load
     from pyprune.verification import REFERENCE_FILE, verify_checkpoint, verify_model
 
     opt.hush_transformers()
     if (Path(model) / REFERENCE_FILE).is_file():
+        if dtype is not None:
+            raise InputError(f"dtype={dtype!r}: a pruned checkpoint is replayed in the dtype that it is stored in")
         checks = verify_checkpoint(model, pick_device(device))
     else:
         loaded, _ = load(model, dtype, pick_device(device))

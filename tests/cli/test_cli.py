@@ -87,6 +87,7 @@ def test_prune_writes_a_checkpoint_that_loads_and_reports_what_it_measured(run, 
     )
     assert int(again.stdout) == report["model"]["params"][1]
     assert run("verify", "small")[0] == 0
+    refuse(run, "verify", "small", "--dtype", "bfloat16", says="the dtype that it is stored in")
 
 
 def test_tables_name_everything(run, dense, text):
@@ -254,9 +255,11 @@ def test_long_passages_are_cut_with_a_notice(run, dense, text):
     Path("long.txt").write_text(
         Path(text).read_text() + "\n\n" + " ".join(["w1"] * 500) + "\n\n" + " ".join(["w2"] * 400)
     )
-    code, out, _ = run("prune", dense, "--data", "long.txt", "--out", "small", "--samples", "13")
-    assert code == 0
-    assert "longer than" in out
+    given = [dense, "--data", "long.txt", "--samples", "19"]
+    for verb in (["prune", "--out", "small"], ["prune", "--dry-run"], ["score", "--out", "s.safetensors"]):
+        code, out, _ = run(verb[0], *given, *verb[1:])
+        assert code == 0
+        assert "longer than" in out, verb
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
