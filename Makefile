@@ -44,14 +44,15 @@ gpu-check: ## on a machine with a CUDA device and its own torch: build, check, m
 
 setup: $(STAMP) ## .venv with the pinned packages and the extension
 
-# A torch that the system's Python imports already (a CUDA build, for example) is used as it is; otherwise the lock brings
-# its own. The packages of an activated virtual environment are not visible from .venv and do not count.
+# A torch (from 2.11 on) that the system's Python imports already, a CUDA build for example, is used as it is; otherwise
+# the lock brings its own. The packages of an activated virtual environment are not visible from .venv and do not count.
 $(STAMP): requirements.lock $(SOURCES)
-	@if $(PYTHON) -c 'import sys, torch; sys.exit(sys.prefix != sys.base_prefix)' 2>/dev/null; then \
-	  test -d $(VENV) || $(PYTHON) -m venv --system-site-packages $(VENV); \
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(sys.prefix != sys.base_prefix or torch.__version__ < "2.11.0a0")' \
+	    2>/dev/null; then \
+	  test -x $(BIN)/pip || $(PYTHON) -m venv --system-site-packages $(VENV); \
 	  grep -vE '^(torch|triton)==' requirements.lock > $(VENV)/requirements.txt; \
 	else \
-	  test -d $(VENV) || $(PYTHON) -m venv $(VENV); \
+	  test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV); \
 	  cp requirements.lock $(VENV)/requirements.txt; \
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
