@@ -26,6 +26,8 @@ def check_output(out_dir: str | Path, overwrite: bool = False) -> Path:
     Raises InputError when it holds files already (unless `overwrite`), is no directory, or cannot be made.
     """
     out = Path(out_dir)
+    if out.name in ("", ".."):
+        raise InputError(f"out={str(out)!r} has no name of its own; give the directory's name")
     if out.exists() and not out.is_dir():
         raise InputError(f"out={str(out)!r} is a file; give a directory")
     if out.exists() and any(out.iterdir()) and not overwrite:
@@ -47,7 +49,8 @@ def complete_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator
     It is a sibling of `out_dir`, so that the rename is atomic: nobody ever sees half a checkpoint. What `overwrite`
     replaces is put aside first and deleted last.
     """
-    out = check_output(out_dir, overwrite)
+    # A link stays, and what it points to is replaced.
+    out = check_output(out_dir, overwrite).resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     staging, old = out.with_name(f".{out.name}.{mark}"), out.with_name(f".{out.name}.{mark}.old")

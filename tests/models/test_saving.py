@@ -92,3 +92,21 @@ def test_modules_that_lead_out_of_the_checkpoint_are_not_copied(tmp_path):
     with pytest.raises(InputError, match="leads out of the checkpoint"):
         write_checkpoint(tiny_model("bert"), None, tmp_path / "out", source)
     assert not (tmp_path / "out" / "secret").exists()
+
+
+def test_a_link_keeps_pointing_to_what_replaces_its_folder(tmp_path):
+    (tmp_path / "disk" / "old").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "old")
+    for overwrite in (False, True):
+        with complete_directory(tmp_path / "link", overwrite) as folder:
+            (folder / "config.json").write_text("{}")
+        assert (tmp_path / "link").is_symlink()
+        assert [p.name for p in (tmp_path / "disk" / "old").iterdir()] == ["config.json"]
+        assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.json", "disk", "link", "old"]
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_the_current_folder_cannot_be_replaced(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="give the directory's name"):
+        check_output(name, overwrite=True)
