@@ -29,7 +29,7 @@ from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
-from pyprune.models.loading import check_padding, load, local_directory
+from pyprune.models.loading import check_model, load, local_directory
 from pyprune.models.registry import adapter_for
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
@@ -71,7 +71,7 @@ def _load(model: str | Path | nn.Module, tokenizer: Any, dtype: Any, device: str
     if isinstance(model, nn.Module):
         if dtype is not None or device != "auto":
             raise InputError("device and dtype are for models given by name; move or cast the model that is given")
-        check_padding(model)
+        check_model(model)
         return model, tokenizer
     loaded, own = load(model, dtype, pick_device(device))
     return loaded, tokenizer or own
@@ -120,9 +120,16 @@ def calibration_data(
     length = most_tokens(model, tokenizer)
     if data is None or isinstance(data, (str, Path)):
         passages = python_reference() if data is None else read_passages(data)
-        calibration, held_out = split(passages, samples, seed)
-        return to_samples(calibration, tokenizer, length), to_samples(held_out, tokenizer, length)
-    return to_samples(data, tokenizer, length), None
+        texts = split(passages, samples, seed)
+    else:
+        texts = (data,)
+    known = model.config.vocab_size
+    made = [to_samples(part, tokenizer, length) for part in texts]
+    for part in made:  # on a GPU such a token would take the whole process down
+        largest = max(int(row["input_ids"].max()) for row in part.inputs)
+        if largest >= known:
+            raise InputError(f"data: token {largest} is beyond the model's {known}: is the tokenizer another model's?")
+    return made[0], made[1] if len(made) == 2 else None
 
 
 def score(

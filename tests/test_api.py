@@ -7,7 +7,7 @@ import torch
 
 import pyprune
 from pyprune.core.batches import Samples
-from pyprune.core.errors import BudgetError, InputError, MismatchError
+from pyprune.core.errors import BudgetError, InputError, MismatchError, NumericsError
 from pyprune.models.registry import adapter_for
 from pyprune.slicing.check import example_inputs, max_difference
 from pyprune.testing.checkpoints import passages, tiny_checkpoint, word_tokenizer
@@ -244,6 +244,34 @@ def test_heads_that_no_cotangent_fits():
         pyprune.score(model, samples(4), cotangent="embedding")
     with pytest.raises(InputError, match="BertForPreTrainingOutput, which has no logits"):
         pyprune.score(BertForPreTraining(model.config), samples(4))
+
+
+def test_scores_do_not_depend_on_how_the_caller_runs_models():
+    data, expected = samples(6), pyprune.score(tiny_model("bert"), samples(6)).values
+    with torch.no_grad():
+        found = [pyprune.score(tiny_model("bert"), data).values]
+    model = tiny_model("bert", return_dict=False).train()
+    found.append(pyprune.score(model, data).values)
+    assert model.training
+    assert not model.config.return_dict
+    for values in found:
+        for name, value in values.items():
+            exact(value, expected[name])
+
+
+def test_models_and_data_that_would_give_wrong_scores():
+    data = samples(4)
+    with pytest.raises(InputError, match="chunk_size_feed_forward"):
+        pyprune.score(tiny_model("bert", chunk_size_feed_forward=2), data)
+    damaged = tiny_model("bert")
+    with torch.no_grad():
+        damaged.encoder.layer[1].output.dense.weight[3] = torch.nan
+    with pytest.raises(NumericsError, match=r"encoder\.layer\.1\.output\.dense\.weight holds NaN"):
+        pyprune.prune(damaged, {"flops": 0.6}, data, recipe="kwon", criterion="random")
+    with pytest.raises(InputError, match="token 99 is beyond the model's 99"):
+        pyprune.score(tiny_model("bert"), [{"input_ids": [3, 99]}])
+    with pytest.raises(InputError, match="differ in length"):
+        pyprune.score(tiny_model("bert"), [{"input_ids": [3, 4, 5], "attention_mask": [1, 1]}])
 
 
 def test_every_public_name_is_there():

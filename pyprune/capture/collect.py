@@ -68,25 +68,26 @@ def _taps(model: nn.Module, blocks: Sequence[Block], sink: dict[str, torch.Tenso
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode, no weight gradients, no KV cache; everything as before afterwards."""
+    """Evaluation mode, no weight gradients, no KV cache, outputs by name; everything as before afterwards."""
     training = [(module, module.training) for module in model.modules()]
     trainable = [(p, p.requires_grad) for p in model.parameters()]
     config: Any = getattr(model, "config", None)
-    use_cache = getattr(config, "use_cache", None)
+    wanted = {"use_cache": False, "return_dict": True}
+    settings = {name: getattr(config, name) for name in wanted if hasattr(config, name)}
     try:
         model.eval()
         for p, _ in trainable:
             p.requires_grad_(False)
-        if use_cache:
-            config.use_cache = False
+        for name in settings:
+            setattr(config, name, wanted[name])
         yield model
     finally:
         for module, mode in training:
             module.training = mode
         for p, required in trainable:
             p.requires_grad_(required)
-        if use_cache:
-            config.use_cache = use_cache
+        for name, value in settings.items():
+            setattr(config, name, value)
 
 
 def backward_passes(
@@ -108,10 +109,10 @@ def backward_passes(
                 outputs = model(**moved.inputs)
             for draw in range(draws):
                 with torch.enable_grad():
-                    value = cotangent(outputs, moved, draw)
+                    value = cotangent(outputs, moved, draw) * scale
                 if not value.requires_grad:
                     raise InputError("the loss does not depend on the model's outputs")
-                (value * scale).backward(retain_graph=draw + 1 < draws)
+                value.backward(retain_graph=draw + 1 < draws)
                 yield moved, draw, scale
 
 

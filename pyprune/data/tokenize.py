@@ -82,6 +82,8 @@ def _samples(row: Any) -> Iterator[tuple[str | dict[str, torch.Tensor], torch.Te
 
 def _unpadded(row: Mapping[str, Any], label: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
     inputs, label = {key: _tensor(key, value).long() for key, value in row.items()}, _label(label)
+    if len(shapes := {tuple(value.shape) for value in inputs.values()}) > 1:
+        raise InputError(f"data: {', '.join(inputs)} of one sample differ in length: {sorted(shapes)}")
     mask = inputs.pop("attention_mask", None)
     if mask is None:
         return inputs, label

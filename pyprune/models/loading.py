@@ -57,8 +57,7 @@ def load(name: str | Path, dtype: str | torch.dtype | None = None, device: str =
     _check_config(directory)
     _check_weight_files(directory)
     model = _load_model(directory, dtype)
-    _check_weights(model)
-    check_padding(model)
+    check_model(model)
     return model.to(device).eval(), _load_tokenizer(directory)
 
 
@@ -188,23 +187,29 @@ def _check_loaded(directory: Path, model: nn.Module, info: dict[str, Any]) -> No
         )
 
 
-def check_padding(model: nn.Module) -> None:
-    """Raise InputError for a decoder that classifies sequences without a padding token: it finds their ends by it."""
+def check_model(model: nn.Module) -> None:
+    """Raise for a model that cannot be scored: NumericsError names the first weight with NaN or Inf.
+
+    InputError for feed-forward blocks that run in pieces, and for a decoder that classifies sequences and has no
+    padding token, by which it finds their ends.
+    """
     from transformers.modeling_layers import GenericForSequenceClassification
 
-    if isinstance(model, GenericForSequenceClassification) and model.config.pad_token_id is None:
-        raise InputError(
-            f"{type(model).__name__} finds the end of a sample by its padding token, and its config names none: "
-            "set pad_token_id (the tokenizer's)"
-        )
-
-
-def _check_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise NumericsError(
                 f"{name} holds NaN or Inf: the checkpoint is damaged or overflowed in {parameter.dtype}"
             )
+    if getattr(model.config, "chunk_size_feed_forward", 0):
+        raise InputError(
+            "chunk_size_feed_forward runs a feed-forward block in pieces, of which only the last would be seen: "
+            "set it to 0 in the model's config"
+        )
+    if isinstance(model, GenericForSequenceClassification) and model.config.pad_token_id is None:
+        raise InputError(
+            f"{type(model).__name__} finds the end of a sample by its padding token, and its config names none: "
+            "set pad_token_id (the tokenizer's)"
+        )
 
 
 def _load_tokenizer(directory: Path) -> Any:
