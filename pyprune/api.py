@@ -71,6 +71,7 @@ def _load(model: str | Path | nn.Module, tokenizer: Any, dtype: Any, device: str
     if isinstance(model, nn.Module):
         if dtype is not None or device != "auto":
             raise InputError("device and dtype are for models given by name; move or cast the model that is given")
+        adapter_for(model)  # before anything else is asked of a model that may be of no supported family
         check_model(model)
         return model, tokenizer
     loaded, own = load(model, dtype, pick_device(device))
