@@ -76,17 +76,47 @@ def _output_taps(model: nn.Module, blocks: Iterable[Block], on_gradient: OnGradi
             handle.remove()
 
 
+class _GramSum:
+    """Sum of r r' over rows r, float64.
+
+    Rows wait for some thousands of them: adding up a Gram matrix of 1,536 channels costs more than computing it from a
+    batch of a few hundred tokens.
+    """
+
+    _AT_LEAST = 4096
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.sum = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.rows: list[torch.Tensor] = []
+        self.count = 0
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Take in `rows` `[N, width]`."""
+        self.rows.append(rows)
+        self.count += len(rows)
+        if self.count >= self._AT_LEAST:
+            self.total()
+
+    def total(self) -> torch.Tensor:
+        """The sum over all rows so far, `[width, width]`."""
+        if self.rows:
+            rows = torch.cat(self.rows)
+            self.sum += rows.T @ rows
+            self.rows, self.count = [], 0
+        return self.sum
+
+
 def collect_curvature(
     model: nn.Module, anatomy: Anatomy, batches: Iterable[Batch], cotangent: Cotangent, draws: int
 ) -> dict[str, Curvature]:
     """Kronecker factors of every block that has units; one pass over `batches`, `draws` backward passes each."""
     blocks = [block for block in anatomy.blocks if block.units.size]
-    found = {}
+    grams, metrics = {}, {}
     for block in blocks:
         projection = model.get_submodule(block.projection)
-        n, d, device = projection.in_features, projection.out_features, projection.weight.device
-        empty = {"dtype": torch.float64, "device": device}
-        found[block.units.name] = Curvature(torch.zeros(n, n, **empty), torch.zeros(d, d, **empty))
+        device = projection.weight.device
+        grams[block.units.name] = _GramSum(projection.in_features, device)
+        metrics[block.units.name] = _GramSum(projection.out_features, device)
     pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     weight: dict[str, torch.Tensor] = {}
     with _output_taps(model, blocks, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
@@ -94,12 +124,12 @@ def collect_curvature(
             real = batch.token_mask
             for name, (x, dy) in pending.items():
                 g = dy[real].float() / scale
-                found[name].metric += g.T @ g
+                metrics[name].add(g)
                 weight[name] = g.square().sum(1) + (weight[name] if draw else 0)
                 if draw == draws - 1:  # the inputs are the same for all draws of a batch
-                    rows = x[real].float() * weight[name].sqrt()[:, None]
-                    found[name].gram += rows.T @ rows
+                    grams[name].add(x[real].float() * weight[name].sqrt()[:, None])
             pending.clear()
+    found = {name: Curvature(grams[name].total(), metrics[name].total()) for name in grams}
     for name, curvature in found.items():
         curvature.gram /= curvature.metric.trace().clamp(min=torch.finfo(torch.float64).tiny)
         if not (torch.isfinite(curvature.gram).all() and torch.isfinite(curvature.metric).all()):
