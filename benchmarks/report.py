@@ -35,8 +35,7 @@ def plain_section(rows: Sequence[Row], plots: Path) -> list[str]:
             case = format_case({key: value for key, value in row.case.items() if key != "seed"})
             cells[case][row.provider].append(row.value)
         body = [
-            [case, *(mean_std(line[p], digits=4) if p in line else "" for p in providers)]
-            for case, line in cells.items()
+            [case, *(mean_std(line[p], ".4g") if p in line else "" for p in providers)] for case, line in cells.items()
         ]
         lines += [f"`{metric}`:", "", *table(["case", *providers], body), ""]
     return lines

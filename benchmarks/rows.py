@@ -52,10 +52,10 @@ def std(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def mean_std(values: Sequence[float], digits: int = 2) -> str:
-    """`81.20 ± 0.31`, or the value alone when there is only one."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {std(values):.{digits}f}" if len(values) > 1 else mean
+def mean_std(values: Sequence[float], form: str = ".2f") -> str:
+    """`81.20 ± 0.31`, or the value alone when there is only one; `form` is a format specification."""
+    mean = f"{statistics.fmean(values):{form}}"
+    return f"{mean} ± {std(values):{form}}" if len(values) > 1 else mean
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:

@@ -48,7 +48,7 @@ def test_accuracy_table_holds_means_and_deviations(results, tmp_path):
         ["fisher", "labels", "71.00 ± 1.41", "60.00 ± 0.00", "2"],
         ["fisher + refit", "none (sampled labels)", "", "79.00", "1"],
     ]
-    assert cells[5:] == [["case", "pyprune", "published"], ["---"] * 3, ["32x128 fp32", "1.5000", "3.2500"]]
+    assert cells[5:] == [["case", "pyprune", "published"], ["---"] * 3, ["32x128 fp32", "1.5", "3.25"]]
 
 
 def test_report_is_reproducible_and_keeps_notes(results, tmp_path):
