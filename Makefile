@@ -14,8 +14,8 @@ OUT ?= out/$(notdir $(MODEL))-pruned
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-prune: setup ## the main job: MiniLM to 60 % of its FLOPs, measured (MODEL=, OUT=, ARGS=)
-	$(BIN)/pyprune prune $(MODEL) --flops 60% --out $(OUT) --overwrite --compare $(ARGS)
+prune: setup ## the main job: MiniLM to 60 % of its FLOPs, measured (MODEL=, OUT=, ARGS=--compare)
+	$(BIN)/pyprune prune $(MODEL) --flops 60% --out $(OUT) --overwrite $(ARGS)
 
 test: setup ## the whole test suite (ARGS= goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
