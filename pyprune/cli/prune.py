@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,10 @@ def prune(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Prune MODEL to a budget (default: 60 % of its FLOPs) on unlabelled data, save it, and measure the result."""
+    """Prune MODEL to a budget (default: 60 % of its FLOPs) on unlabelled data, save it, and measure the result.
+
+    Exits with 1 when the masked, the sliced and the reloaded model do not agree.
+    """
     import pyprune
     from pyprune.report.prune import compare_stages, measure, table, write
 
@@ -90,3 +94,5 @@ def prune(
     report = measure(result, out, others)
     write(report, out)
     print(json.dumps(report) if as_json else table(report))
+    if not all(check["equal"] for check in report["checks"]):
+        sys.exit(1)

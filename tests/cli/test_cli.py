@@ -298,3 +298,13 @@ def test_resume_refuses_results_of_other_settings(run, dense, text):
     settings = {"model": "another", "data": "x", "recipe": "x", "seed": 0}
     Partial("small", settings, resume=False).save_scores(Scores({"layers.0.heads": torch.ones(2)}))
     refuse(run, "prune", dense, "--data", text, "--out", "small", "--resume", *SAMPLES, says="another")
+
+
+def test_models_that_do_not_agree_are_a_failure(run, dense, text, monkeypatch):
+    from pyprune.report import prune
+    from pyprune.verification import Check
+
+    monkeypatch.setattr(prune, "verify_model", lambda *_: [Check("masked = sliced", 1.0, 0.0)])
+    code, out, _ = run("prune", dense, "--data", text, "--out", "small", *SAMPLES)
+    assert code == 1
+    assert "DIFFERENT" in out
