@@ -37,8 +37,7 @@ class _LeastSquares:
         self.tt = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, x: torch.Tensor, target: torch.Tensor) -> None:
-        # The products run in fp32 at least (fp64 GEMMs are 2x slower on CPUs, 30x on consumer GPUs); sums over batches
-        # are fp64.
+        # The products run in fp32 at least, sums over batches in fp64.
         x, target = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, target))
         self.count += x.shape[0]
         self.xx += x.T @ x
