@@ -1,5 +1,6 @@
-// Schemas of the raw CPU ops. The public ops, their checks and their gradients are defined in pyprune/ops/<op>.py,
-// which exist without this library; these are what its "cpp" backend calls.
+// The library of raw CPU ops. Each is defined beside its kernel in cpu/<op>.cpp and writes to outputs that its caller
+// made. The public ops, their checks and their gradients are in pyprune/ops/<op>.py and exist without this library;
+// these are what its "cpp" backend calls.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -19,12 +20,7 @@ std::string build_config() {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(pyprune_cpp, m) {
-  m.def("build_config() -> str");
-  m.def("blocksum_(Tensor left, Tensor right, int group, Tensor(a!) out) -> ()");
-  m.def("rearrange(Tensor gram, Tensor order, Tensor dots, int keep) -> Tensor");
-  m.def("prod_reduce(Tensor x, Tensor y, Tensor? cu_seqlens, int group, int mod_group) -> Tensor");
-}
+STABLE_TORCH_LIBRARY(pyprune_cpp, m) { m.def("build_config() -> str"); }
 
 STABLE_TORCH_LIBRARY_IMPL(pyprune_cpp, CompositeExplicitAutograd, m) {
   m.impl("build_config", TORCH_BOX(&build_config));

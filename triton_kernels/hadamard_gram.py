@@ -14,6 +14,8 @@ TILE, DEPTH, WARPS, STAGES = 128, 64, 8, 3
 # square the condition number): smaller tiles keep the split operands in registers.
 TILE_FP32, DEPTH_FP32 = 64, 32
 
+DOT = True  # whether tl.dot is used, which Triton's interpreter gets wrong in bfloat16
+
 
 @triton.jit
 def _gram_tile(p, rows, columns, row_limit, depth, p_channel, p_inner, DEPTH: tl.constexpr, TILE: tl.constexpr):
@@ -160,6 +162,9 @@ def _spec(dtype: str, group: int, project: bool = False) -> dict:
         "divisible": (*pointers, *scalars, *(s for s in strides if s != "w_channel")),
         "options": {"num_warps": WARPS, "num_stages": STAGES},
         "max_registers": 255,
+        "max_shared": 98320,
+        # Of the triangle's tile numbers, which are no addresses.
+        "narrow_products": 0 if project else 6,
         "tensor_cores": True,
     }
 

@@ -1,34 +1,18 @@
 """prod_reduce in Triton: `out[b, j] = sum_t sum_{c in group j} x[t, c] * y[t, c]`, fp32, no atomics.
 
-One program owns (column block, segment of a sample). A sample is cut every SEGMENT tokens whatever the batch and the
-grid, and a second kernel adds the partial sums in order: results are deterministic and a sample's bits do not depend on
-its neighbours.
+One program owns (column block, segment of a sample); see segments.py.
 """
 
 import torch
 import triton
 import triton.language as tl
+from pyprune.triton_kernels.segments import SEGMENT, add_segments_kernel, locate, offsets_or, slot_count
 from torch import Tensor
 
-# As in csrc/common/segments.h: the workspace of a sample that begins at token s has its first slot at s // SEGMENT + b,
-# which needs neither a prefix sum over the lengths nor a look at them from the host.
-SEGMENT = 512
 # 16 rows x 256 columns: a warp reads whole rows of 512 bytes, 16 bytes a thread, and keeps eight loads in flight.
 ROWS, COLUMNS, WARPS = 16, 256, 4
 
-
-@triton.jit
-def _locate(slot, cu_seqlens, samples, SEGMENT: tl.constexpr):
-    """The sample that owns a slot: the last b with cu_seqlens[b] // SEGMENT + b <= slot."""
-    low = tl.zeros((), tl.int32)
-    high = samples - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if tl.load(cu_seqlens + middle).to(tl.int64) // SEGMENT + middle <= slot:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+DOT = False  # whether tl.dot is used, which Triton's interpreter gets wrong in bfloat16
 
 
 @triton.jit
@@ -41,21 +25,8 @@ def prod_reduce_kernel(
     slot = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
-    if RAGGED:
-        b = _locate(slot, cu_seqlens, samples, SEGMENT).to(tl.int64)
-        first = tl.load(cu_seqlens + b).to(tl.int64)
-        length = tl.load(cu_seqlens + b + 1).to(tl.int64) - first
-        segment = slot - (first // SEGMENT + b)
-    else:
-        per_sample = tl.maximum((tokens + SEGMENT - 1) // SEGMENT, 1)
-        b = slot // per_sample
-        segment = slot % per_sample
-        first = segment * 0
-        length = first + tokens
-    begin = segment * SEGMENT
-    # A ragged batch has more slots than segments. A sample's first slot is always used, to write the zeros of an empty
-    # one.
-    if begin < length or segment == 0:
+    b, first, length, begin = locate(slot, cu_seqlens, samples, tokens, RAGGED, SEGMENT)
+    if begin < length or begin == 0:
         x_row = x + b * x_sample + (first + begin) * x_token
         y_row = y + b * y_sample + (first + begin) * y_token
         here = tl.minimum(length - begin, SEGMENT).to(tl.int32)
@@ -72,28 +43,6 @@ def prod_reduce_kernel(
             tl.store(out + b * columns + column, sums, mask=inside)
         else:
             tl.store(partial + slot * columns + column, sums, mask=inside)
-
-
-@triton.jit
-def add_segments_kernel(
-    partial, out, cu_seqlens, tokens, columns, RAGGED: tl.constexpr, SEGMENT: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Grid (samples, column blocks). Adds the partial sums of samples with more than one segment, in order."""
-    b = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < columns
-    if RAGGED:
-        first = tl.load(cu_seqlens + b).to(tl.int64)
-        length = tl.load(cu_seqlens + b + 1).to(tl.int64) - first
-        slot = first // SEGMENT + b
-    else:
-        length = tokens
-        slot = b * ((tokens + SEGMENT - 1) // SEGMENT)
-    if length > SEGMENT:
-        acc = tl.zeros((COLUMNS,), tl.float32)
-        for s in range(0, (length + SEGMENT - 1) // SEGMENT):
-            acc += tl.load(partial + (slot + s) * columns + column, mask=inside, other=0.0)
-        tl.store(out + b * columns + column, acc, mask=inside)
 
 
 @triton.jit
@@ -130,17 +79,16 @@ def prod_reduce(x: Tensor, y: Tensor, cu_seqlens: Tensor | None, group: int, mod
     ragged = cu_seqlens is not None
     if ragged:
         samples, tokens = cu_seqlens.shape[0] - 1, x.shape[0]
-        slots, long = tokens // SEGMENT + samples, tokens > SEGMENT
         strides = 0, x.stride(0), 0, y.stride(0)
     else:
         samples, tokens = x.shape[:2]
-        slots, long = samples * triton.cdiv(tokens, SEGMENT), tokens > SEGMENT
         strides = x.stride(0), x.stride(1), y.stride(0), y.stride(1)
+    slots, long = slot_count(samples, tokens, ragged), tokens > SEGMENT
     sums = x.new_empty((samples, columns), dtype=torch.float32)
     if samples == 0:
         return sums.new_empty((0, mod_group or columns // group))
     partial = x.new_empty((slots, columns), dtype=torch.float32) if long else sums
-    offsets = cu_seqlens if ragged else sums
+    offsets = offsets_or(cu_seqlens, sums)
     blocks = triton.cdiv(columns, COLUMNS)
     prod_reduce_kernel[(slots, blocks)](
         x, y, sums, partial, offsets, samples, tokens, columns, *strides,
@@ -183,7 +131,8 @@ def _spec(dtype: str, ragged: bool) -> dict:
         "constexprs": {"RAGGED": ragged, "SEGMENT": SEGMENT, "ROWS": ROWS, "COLUMNS": COLUMNS},
         "divisible": ("x", "y", "out", "partial", "columns", "x_sample", "x_token", "y_sample", "y_token"),
         "options": {"num_warps": WARPS},
-        "max_registers": 128,
+        "max_registers": 66,
+        "max_shared": 2048,
         "instructions": ("LDG.E.128",),
     }
 

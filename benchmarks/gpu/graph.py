@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
-from benchmarks.gpu.cases import cases
-from benchmarks.gpu.pairs import call, pairs, tally
+from benchmarks.gpu.pairs import pairs, tally
 from benchmarks.gpu.record import Check, Settings
 from pyprune.ops import Candidate, Op
 from pyprune.testing import numerics
+from pyprune.testing.cases import cases, leaves, tensors
+from pyprune.testing.ladder import call, far
 
 KERNELS = ("cuda", "triton")
 
@@ -29,7 +29,7 @@ def check_pair(op: Op, candidate: Candidate, device: str, settings: Settings) ->
 
 
 def replays(op: Op, candidate: Candidate, args: tuple) -> None:
-    static = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
+    static = tensors(args, lambda t: t.detach() if far(t) else t.detach().clone())
     # Kernels are compiled and workspaces made before the capture, on a stream of their own.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -40,8 +40,8 @@ def replays(op: Op, candidate: Candidate, args: tuple) -> None:
     with torch.cuda.graph(graph):
         captured = call(op, candidate, static)
     for scale in (0.5, -3.0):
-        for tensor in static:
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+        for tensor in leaves(static):
+            if tensor.is_floating_point() and not far(tensor):
                 tensor.mul_(scale)
         for output in captured:
             output.fill_(torch.nan if output.is_floating_point() else -1)

@@ -11,12 +11,12 @@ from time import perf_counter
 
 import torch
 
-from benchmarks.gpu.cases import cases
 from benchmarks.gpu.graph import KERNELS
 from benchmarks.gpu.group import run
-from benchmarks.gpu.pairs import call
 from benchmarks.gpu.record import Check, Settings
 from pyprune.ops import OPS
+from pyprune.testing.cases import cases
+from pyprune.testing.ladder import call
 
 LIMIT_S = 90
 FOUND = 86  # the exit code that says so

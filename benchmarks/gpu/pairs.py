@@ -9,10 +9,9 @@ from time import perf_counter
 
 import torch
 
-from benchmarks.gpu.cases import Case
 from benchmarks.gpu.record import Check, Settings
-from pyprune import ops
 from pyprune.ops import OPS, Candidate, Op
+from pyprune.testing.cases import Case
 
 PairCheck = Callable[[Op, Candidate, str, Settings], Iterator[Check]]
 
@@ -37,16 +36,6 @@ def _run(op: Op, candidate: Candidate, settings: Settings, check: PairCheck) -> 
         yield Check(name, "skipped", reason)
     else:
         yield from check(op, candidate, device, settings)
-
-
-def call(op: Op, candidate: Candidate, args: tuple) -> tuple:
-    """The op on this backend and no other; its outputs as a tuple."""
-    with ops.backend(f"{op.name}={candidate.backend}"):
-        return as_tuple(op.overload(*args))
-
-
-def as_tuple(outputs) -> tuple:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def tally(name: str, candidate: Candidate, cases: Iterable[Case], compare: Callable[[tuple], None]) -> Check:

@@ -52,4 +52,8 @@ void blocksum_(const Tensor& left, const Tensor& right, int64_t group, Tensor ou
 }  // namespace
 }  // namespace pyprune
 
+STABLE_TORCH_LIBRARY_FRAGMENT(pyprune_cpp, m) {
+  m.def("blocksum_(Tensor left, Tensor right, int group, Tensor(a!) out) -> ()");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(pyprune_cpp, CPU, m) { m.impl("blocksum_", TORCH_BOX(&pyprune::blocksum_)); }

@@ -10,7 +10,7 @@
 #include <optional>
 #include <vector>
 
-#include "common/segments.h"
+#include "cpu/segments.h"
 #include "cpu/simd.h"
 
 #ifdef PYPRUNE_X86
@@ -130,116 +130,82 @@ struct Fold {
   }
 };
 
+// The columns [begin, end) of `tokens` rows, added to the outputs of a whole row at `dest`.
 template <typename T>
-struct Segment {
-  const T *x, *y;
-  int64_t tokens;
-  float* dest;  // the outputs of the whole row: of the result if its sample has one segment, else of the workspace
-};
-
-template <typename T>
-void reduce_block(const Segment<T>& s, int64_t x_token, int64_t y_token, int64_t begin, int64_t end, const Fold& fold) {
-  if (fold.identity())
-    return accumulate(s.dest + begin, s.x + begin, s.y + begin, x_token, y_token, s.tokens, end - begin);
+void reduce_block(float* dest, const T* x, const T* y, int64_t x_token, int64_t y_token, int64_t tokens, int64_t begin,
+                  int64_t end, const Fold& fold) {
+  if (fold.identity()) return accumulate(dest + begin, x + begin, y + begin, x_token, y_token, tokens, end - begin);
   alignas(64) float acc[kColumns];
   const int64_t first = fold.mod_group > 0 ? 0 : begin / fold.group;
   std::vector<double> sums(fold.outputs(end - begin));
   for (int64_t c = begin; c < end; c += kColumns) {
     const int64_t stop = std::min(end, c + kColumns);
-    accumulate(acc, s.x + c, s.y + c, x_token, y_token, s.tokens, stop - c);
+    accumulate(acc, x + c, y + c, x_token, y_token, tokens, stop - c);
     fold(acc, c, stop, sums.data() - first);
   }
-  std::copy(sums.begin(), sums.end(), s.dest + first);
+  std::copy(sums.begin(), sums.end(), dest + first);
 }
 
 template <typename T>
-void reduce(const Tensor& x, const Tensor& y, const std::vector<int64_t>& starts, const Fold& fold, const Tensor& out) {
-  const bool ragged = x.dim() == 2;
-  const int64_t samples = out.size(0), outputs = out.size(1), columns = x.size(-1);
+void reduce(const Tensor& x, const Tensor& y, const std::vector<int64_t>& offsets, const Fold& fold, Tensor& out) {
+  const bool ragged = !offsets.empty();
+  const int64_t outputs = out.size(1), columns = x.size(-1);
   const int64_t x_token = x.stride(ragged ? 0 : 1), y_token = y.stride(ragged ? 0 : 1);
   const int64_t x_sample = ragged ? 0 : x.stride(0), y_sample = ragged ? 0 : y.stride(0);
-  const auto length = [&](int64_t b) { return ragged ? starts[b + 1] - starts[b] : x.size(1); };
-
-  int64_t slots = 0;
-  for (int64_t b = 0; b < samples; ++b)
-    if (const int64_t n = segment_count(length(b)); n > 1) slots += n;
-  std::vector<float> workspace(slots * outputs);
-
-  std::vector<Segment<T>> segments;
+  const T *xs = static_cast<const T*>(x.const_data_ptr()), *ys = static_cast<const T*>(y.const_data_ptr());
+  const Segments cut = cut_into_segments(out.size(0), ragged ? 0 : x.size(1), offsets);
   float* const result = out.mutable_data_ptr<float>();
-  float* slot = workspace.data();
-  for (int64_t b = 0; b < samples; ++b) {
-    const int64_t first = ragged ? starts[b] : 0, count = segment_count(length(b));
-    const T* xb = static_cast<const T*>(x.const_data_ptr()) + b * x_sample;
-    const T* yb = static_cast<const T*>(y.const_data_ptr()) + b * y_sample;
-    for (int64_t s = 0; s < count; ++s) {
-      const int64_t t = first + s * kSegment, tokens = std::min(kSegment, first + length(b) - t);
-      segments.push_back({xb + t * x_token, yb + t * y_token, tokens, count == 1 ? result + b * outputs : slot});
-      if (count > 1) slot += outputs;
-    }
-  }
+  std::vector<float> workspace(cut.slots * outputs);
 
   // A block holds whole groups. Columns congruent mod mod_group are spread over the row: one task folds all of it.
-  const int64_t threads = torch::stable::get_num_threads(), tasks = segments.size();
+  const int64_t threads = torch::stable::get_num_threads(), tasks = cut.all.size();
   const int64_t share = (columns * tasks / threads + 63) / 64 * 64;
   const int64_t target = tasks < threads ? std::clamp(share, kNarrowestColumns, kColumns) : kColumns;
   const int64_t block = fold.mod_group > 0 ? columns : std::max(fold.group, target / fold.group * fold.group);
   const int64_t blocks = (columns + block - 1) / block;
   torch::stable::parallel_for(0, tasks * blocks, 1, [&](int64_t lo, int64_t hi) {
     for (int64_t task = lo; task < hi; ++task) {
+      const Segment& s = cut.all[task / blocks];
       const int64_t begin = task % blocks * block;
-      reduce_block(segments[task / blocks], x_token, y_token, begin, std::min(columns, begin + block), fold);
+      float* dest = s.slot < 0 ? result + s.sample * outputs : workspace.data() + s.slot * outputs;
+      reduce_block(dest, xs + s.sample * x_sample + s.first * x_token, ys + s.sample * y_sample + s.first * y_token,
+                   x_token, y_token, s.tokens, begin, std::min(columns, begin + block), fold);
     }
   });
 
-  const float* partial = workspace.data();
-  for (int64_t b = 0; b < samples; ++b) {
-    const int64_t count = segment_count(length(b));
-    if (count == 1) continue;
-    float* sum = result + b * outputs;
-    std::copy(partial, partial + outputs, sum);
-    for (int64_t s = 1; s < count; ++s)
-      for (int64_t j = 0; j < outputs; ++j) sum[j] += partial[s * outputs + j];
-    partial += count * outputs;
-  }
-}
-
-std::vector<int64_t> read_offsets(const std::optional<Tensor>& cu_seqlens) {
-  if (!cu_seqlens) return {};
-  const int64_t n = cu_seqlens->numel();
-  const void* data = cu_seqlens->const_data_ptr();
-  if (cu_seqlens->scalar_type() == ScalarType::Int) {
-    const auto* p = static_cast<const int32_t*>(data);
-    return {p, p + n};
-  }
-  const auto* p = static_cast<const int64_t*>(data);
-  return {p, p + n};
+  merge_segments(cut, [&](int64_t sample, int64_t slot, bool first) {
+    float* sum = result + sample * outputs;
+    const float* partial = workspace.data() + slot * outputs;
+    if (first) return static_cast<void>(std::copy(partial, partial + outputs, sum));
+    for (int64_t j = 0; j < outputs; ++j) sum[j] += partial[j];
+  });
 }
 
 // Shapes, dtypes and offsets are checked by pyprune/ops/prod_reduce.py, the only caller.
-Tensor prod_reduce(const Tensor& x, const Tensor& y, std::optional<Tensor> cu_seqlens, int64_t group,
-                   int64_t mod_group) {
+void prod_reduce(const Tensor& x, const Tensor& y, std::optional<Tensor> cu_seqlens, int64_t group, int64_t mod_group,
+                 Tensor out) {
   const Fold fold{group, mod_group};
-  const std::vector<int64_t> starts = read_offsets(cu_seqlens);
-  const int64_t samples = cu_seqlens ? cu_seqlens->numel() - 1 : x.size(0);
-  Tensor out = torch::stable::new_empty(x, {samples, fold.outputs(x.size(-1))}, ScalarType::Float);
+  const std::vector<int64_t> offsets = read_offsets(cu_seqlens);
   switch (x.scalar_type()) {
     case ScalarType::Float:
-      reduce<float>(x, y, starts, fold, out);
+      reduce<float>(x, y, offsets, fold, out);
       break;
     case ScalarType::BFloat16:
-      reduce<bf16>(x, y, starts, fold, out);
+      reduce<bf16>(x, y, offsets, fold, out);
       break;
     case ScalarType::Half:
-      reduce<f16>(x, y, starts, fold, out);
+      reduce<f16>(x, y, offsets, fold, out);
       break;
     default:
       STD_TORCH_CHECK(false, "prod_reduce: x must be float32, bfloat16 or float16");
   }
-  return out;
 }
 
 }  // namespace
 }  // namespace pyprune
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pyprune_cpp, m) {
+  m.def("prod_reduce(Tensor x, Tensor y, Tensor? cu_seqlens, int group, int mod_group, Tensor(a!) out) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(pyprune_cpp, CPU, m) { m.impl("prod_reduce", TORCH_BOX(&pyprune::prod_reduce)); }

@@ -53,7 +53,7 @@ int64_t first_smallest(const double* dots, const double* cost, int64_t n) {
 
 // gram: float64 [n, n]; order: int64 [n], units by ascending norm, the first `keep` being P; dots: float64 [n] for that
 // P. Shapes and dtypes are checked by pyprune/ops/rearrange.py, the only caller.
-Tensor rearrange(const Tensor& gram, const Tensor& order, const Tensor& dots, int64_t keep) {
+void rearrange(const Tensor& gram, const Tensor& order, const Tensor& dots, int64_t keep, Tensor kept) {
   const int64_t n = gram.size(0);
   const double* k = gram.const_data_ptr<double>();
   const int64_t* unit = order.const_data_ptr<int64_t>();
@@ -76,14 +76,16 @@ Tensor rearrange(const Tensor& gram, const Tensor& order, const Tensor& dots, in
     left = k + r * n;
   }
 
-  Tensor kept = torch::stable::new_empty(order, {keep});
   int64_t* out = kept.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < n; ++i)
     if (cost[i] == kNever) *out++ = i;
-  return kept;
 }
 
 }  // namespace
 }  // namespace pyprune
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pyprune_cpp, m) {
+  m.def("rearrange(Tensor gram, Tensor order, Tensor dots, int keep, Tensor(a!) kept) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(pyprune_cpp, CPU, m) { m.impl("rearrange", TORCH_BOX(&pyprune::rearrange)); }

@@ -18,8 +18,8 @@ using torch::stable::Tensor;
 
 // Shapes, dtypes and contiguous rows are checked by pyprune/ops/prod_reduce.py, the only caller. It sends nothing
 // empty.
-Tensor prod_reduce(const Tensor& x, const Tensor& y, std::optional<Tensor> cu_seqlens, int64_t group,
-                   int64_t mod_group) {
+void prod_reduce(const Tensor& x, const Tensor& y, std::optional<Tensor> cu_seqlens, int64_t group, int64_t mod_group,
+                 Tensor out) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   void* stream_handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_handle));
@@ -37,9 +37,10 @@ Tensor prod_reduce(const Tensor& x, const Tensor& y, std::optional<Tensor> cu_se
     rows.x_sample = x.stride(0), rows.x_token = x.stride(1);
     rows.y_sample = y.stride(0), rows.y_token = y.stride(1);
   }
-  const int64_t outputs = mod_group > 0 ? mod_group : rows.columns / group;
-  Tensor sums = torch::stable::new_empty(x, {rows.samples, rows.columns}, ScalarType::Float);
-  if (rows.samples == 0) return torch::stable::new_empty(x, {0, outputs}, ScalarType::Float);
+  const int64_t outputs = out.size(1);
+  if (rows.samples == 0) return;
+  Tensor sums =
+      outputs == rows.columns ? out : torch::stable::new_empty(x, {rows.samples, rows.columns}, ScalarType::Float);
 
   const int64_t slots = ragged ? slot_count(rows.tokens, rows.samples) : rows.samples * segment_count(rows.tokens);
   Tensor partial = torch::stable::new_empty(x, {rows.tokens > kSegment ? slots : 0, rows.columns}, ScalarType::Float);
@@ -59,14 +60,16 @@ Tensor prod_reduce(const Tensor& x, const Tensor& y, std::optional<Tensor> cu_se
       STD_TORCH_CHECK(false, "prod_reduce: x must be float32, bfloat16 or float16");
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  if (outputs == rows.columns) return sums;
-  Tensor out = torch::stable::new_empty(x, {rows.samples, outputs}, ScalarType::Float);
+  if (outputs == rows.columns) return;
   launch_fold(s, out.mutable_data_ptr<float>(), rows.samples, rows.columns, outputs, mod_group > 0, stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return out;
 }
 
 }  // namespace
 }  // namespace pyprune::cuda
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pyprune_cuda, m) {
+  m.def("prod_reduce(Tensor x, Tensor y, Tensor? cu_seqlens, int group, int mod_group, Tensor(a!) out) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(pyprune_cuda, CUDA, m) { m.impl("prod_reduce", TORCH_BOX(&pyprune::cuda::prod_reduce)); }

@@ -78,7 +78,9 @@ def run_cpp(g: Tensor, keep: int) -> Tensor:
     gram = wide.T @ wide
     order = gram.diagonal().argsort(stable=True)
     dots = wide.T @ wide[:, order[: units - keep]].sum(1)
-    return _native.op("cpp", "rearrange")(gram, order, dots, keep).to(g.device)
+    kept = order.new_empty(keep)
+    _native.op("cpp", "rearrange")(gram, order, dots, keep, kept)
+    return kept.to(g.device)
 
 
 def fake(g: Tensor, keep: int) -> Tensor:

@@ -20,6 +20,7 @@ from benchmarks.gpu.supervise import Section, run_section
 from pyprune import ops
 from pyprune.bench.results import read
 from pyprune.ops import _native
+from pyprune.testing import ladder
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = Settings(device="cpu", tiny=True, scratch="none")
@@ -132,10 +133,11 @@ def _all(unit):
 
 def test_wrong_gradients_fail(monkeypatch):
     op = ops.OPS["prod_reduce"]
-    monkeypatch.setattr(op, "candidates", (ops.Candidate("cpp", ("cpu",), reference), op.candidates[-1]))
-    right = ops_section.gradients
+    copied = lambda *args: torch.empty_like(reference(*args)).copy_(reference(*args))  # noqa: E731
+    monkeypatch.setattr(op, "candidates", (ops.Candidate("cpp", ("cpu",), copied), op.candidates[-1]))
+    right = ladder.gradients
     wrong = lambda f, args: tuple(g * 1.01 if f is not op.candidates[-1].run else g for g in right(f, args))  # noqa: E731
-    monkeypatch.setattr(ops_section, "gradients", wrong)
+    monkeypatch.setattr(ladder, "gradients", wrong)
     failed = [c.name for c in ops_section.units(SETTINGS)["prod_reduce cpp"]() if c.status == "failed"]
     assert failed == ["prod_reduce cpp: gradients"]
 

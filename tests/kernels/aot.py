@@ -1,27 +1,41 @@
 """Compiles the Triton kernels with no GPU and reads the machine code: one JSON line per (kernel, architecture).
 
-    python tests/kernels/aot.py 80 100        every kernel for sm_90, the first of each op for sm_80 and sm_100 too
+    python tests/kernels/aot.py [SHARD SHARDS]        every kernel of every op for sm_80, sm_90 and sm_100
 
 A program of its own because a process that imported Triton with TRITON_INTERPRET=1 has no compiler.
 """
 
 import importlib
 import json
+import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-OPS = ("prod_reduce", "hadamard_gram")
+ARCHITECTURES = (80, 90, 100)
 
 
-def specs() -> dict[str, list[dict]]:
-    return {op: importlib.import_module(f"pyprune.triton_kernels.{op}").AOT for op in OPS}
+def specs() -> list[dict]:
+    """The `AOT` lists of all modules of kernels. A spec has
+
+    - name; kernel; signature, constexprs, divisible (arguments that are multiples of 16), options: what is compiled
+    - max_registers, max_shared (bytes of shared memory, 0 unless given): what the machine code may use
+    - instructions: what it must contain (on all architectures); tensor_cores: whether it must use them
+    - narrow_products: 32-bit products of two run-time values, none unless given; each needs a reason in the kernel's
+      module, because an address made from one wraps at 2^31
+    """
+    import pyprune.triton_kernels as kernels
+
+    modules = [
+        importlib.import_module(f"{kernels.__name__}.{found.name}") for found in pkgutil.iter_modules(kernels.__path__)
+    ]
+    return [spec for module in modules for spec in getattr(module, "AOT", ())]
 
 
-def compile_spec(spec: dict, capability: int) -> bytes:
-    """The cubin, with the pointer and stride divisibility that a launch on aligned tensors would find."""
+def compile_spec(spec: dict, capability: int):
+    """Compiled, with the pointer and stride divisibility that a launch on aligned tensors would find."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -31,7 +45,21 @@ def compile_spec(spec: dict, capability: int) -> bytes:
     signature = {n: spec["signature"].get(n, "constexpr") for n in names}
     divisible = {(names.index(n),): [["tt.divisibility", 16]] for n in spec["divisible"]}
     source = ASTSource(fn=kernel, signature=signature, constexprs=spec["constexprs"], attrs=divisible)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=spec["options"]).asm["cubin"]
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=spec["options"])
+
+
+def narrow_products(ttir: str) -> int:
+    """How many 32-bit multiplications of two values that are not constants Triton's intermediate code holds.
+
+    Offsets are products of an index and a stride, so that without any no address wraps at 2^31 elements.
+    """
+    constants = set(re.findall(r"^\s*(%[\w#]+) = arith\.constant\b", ttir, re.MULTILINE))
+    # A constant that was spread over a tensor is one still.
+    for name, source in re.findall(r"^\s*(%[\w#]+) = tt\.splat (%[\w#]+)", ttir, re.MULTILINE):
+        if source in constants:
+            constants.add(name)
+    products = re.findall(r"arith\.muli (%[\w#]+), (%[\w#]+)[^:\n]*: (?:tensor<[^>]*xi32|i32)", ttir)
+    return sum(not {a, b} & constants for a, b in products)
 
 
 def inspect(cubin: bytes) -> dict:
@@ -56,9 +84,15 @@ def inspect(cubin: bytes) -> dict:
 
 
 if __name__ == "__main__":
-    others = [int(argument) for argument in sys.argv[1:]]
-    for op_specs in specs().values():
-        for spec in op_specs:
-            for capability in (90, *(others if spec is op_specs[0] else ())):
-                row = {"name": spec["name"], "sm": capability, **inspect(compile_spec(spec, capability))}
-                print(json.dumps(row), flush=True)
+    shard, shards = (int(argument) for argument in sys.argv[1:] or (0, 1))
+    jobs = [(spec, capability) for spec in specs() for capability in ARCHITECTURES]
+    for spec, capability in jobs[shard::shards]:
+        compiled = compile_spec(spec, capability)
+        row = {
+            "name": spec["name"],
+            "sm": capability,
+            "shared": compiled.metadata.shared,
+            "narrow_products": narrow_products(compiled.asm["ttir"]),
+            **inspect(compiled.asm["cubin"]),
+        }
+        print(json.dumps(row), flush=True)

@@ -7,22 +7,22 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import aot
 import pytest
+
+from pyprune import ops
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 HERE = Path(__file__).parent
-# Every kernel is compiled for sm_90, at 1.6 s each; these take one kernel per op.
-OTHER_ARCHITECTURES = (80, 100)
 
 
 def release(package):
     return tuple(int(part) for part in version(package).split(".")[:2])
 
 
-def run(*command, **environment):
-    env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYPRUNE_BACKEND")} | environment
-    return subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True)
+def clean(**environment):
+    return {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYPRUNE_BACKEND")} | environment
 
 
 @pytest.mark.skipif(
@@ -30,34 +30,60 @@ def run(*command, **environment):
     reason="Triton 3.6's interpreter fails on any run-time range() with NumPy 2.4",
 )
 def test_interpreted():
-    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / "interpreted.py", TRITON_INTERPRET="1")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted.py")]
+    done = subprocess.run(command, env=clean(TRITON_INTERPRET="1"), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    cache = str(tmp_path_factory.mktemp("triton"))
-    done = run(HERE / "aot.py", *OTHER_ARCHITECTURES, TRITON_CACHE_DIR=cache)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def limits():
-    from aot import specs
-
-    return {spec["name"]: spec for op_specs in specs().values() for spec in op_specs}
+    """Rows of aot.py, from as many processes as there are cores."""
+    shards = min(os.cpu_count() or 1, 8)
+    environment = clean(TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton")))
+    command = [sys.executable, str(HERE / "aot.py")]
+    running = [
+        subprocess.Popen([*command, str(i), str(shards)], env=environment, stdout=subprocess.PIPE, text=True)
+        for i in range(shards)
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0] * shards
+    return [json.loads(line) for output in outputs for line in output.splitlines()]
 
 
 def test_machine_code(compiled):
-    known = limits()
-    assert {code["name"] for code in compiled if code["sm"] == 90} == set(known)
-    assert {code["sm"] for code in compiled} == {80, 90, 100}
+    known = {spec["name"]: spec for spec in aot.specs()}
+    assert {(code["name"], code["sm"]) for code in compiled} == {(n, sm) for n in known for sm in aot.ARCHITECTURES}
     for code in compiled:
         spec, where = known[code["name"]], f"{code['name']} sm_{code['sm']}"
         assert (code["spills"], code["stack"]) == (0, 0), f"{where} spills"
         assert code["registers"] <= spec["max_registers"], f"{where} uses {code['registers']} registers"
+        assert code["shared"] <= spec.get("max_shared", 0), f"{where} uses {code['shared']} bytes of shared memory"
+        narrow = code["narrow_products"]
+        assert narrow <= spec.get("narrow_products", 0), f"{where}: {narrow} products of 32 bits may wrap"
         missing = set(spec.get("instructions", ())) - set(code["instructions"])
         assert not missing, f"{where} lacks {missing}: it has {code['instructions']}"
         if spec.get("tensor_cores"):
             unit = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[code["sm"]]
             assert any(i.startswith(unit) for i in code["instructions"]), f"{where} does not use {unit}"
+
+
+def test_every_op_with_a_triton_kernel_is_compiled():
+    ops_ = {op.name for op in ops.OPS.values() if any(c.backend == "triton" for c in op.candidates)}
+    assert ops_ <= {Path(spec["kernel"].fn.__code__.co_filename).stem for spec in aot.specs()}
+
+
+def test_products_that_may_wrap_are_counted():
+    ttir = """
+      %c4_i32 = arith.constant 4 : i32
+      %0 = arith.muli %arg0, %c4_i32 : i32
+      %1 = tt.splat %c4_i32 : i32 -> tensor<16xi32>
+      %2 = arith.muli %1, %x : tensor<16xi32>
+      %3 = arith.muli %arg0, %arg1 : i64
+    """
+    assert aot.narrow_products(ttir) == 0
+    assert (
+        aot.narrow_products(
+            ttir + "%4 = arith.muli %x, %arg1 : i32 loc(#loc1)\n%5 = arith.muli %x, %y : tensor<2x4xi32>"
+        )
+        == 2
+    )

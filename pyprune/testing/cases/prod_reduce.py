@@ -1,0 +1,55 @@
+"""Cases of prod_reduce."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from pyprune.testing.cases import DTYPES, Case, far_apart, far_apart_fits, normal
+
+
+def cases(device: str, tiny: bool) -> Iterator[Case]:
+    pair = lambda *shape, dtype=torch.float32: tuple(normal(device, *shape, dtype=dtype, seed=s) for s in (0, 1))  # noqa: E731
+    shapes = [
+        ((2, 37, 100), 1, 0),
+        ((1, 1, 3), 3, 0),
+        ((3, 197, 192), 64, 0),
+        ((2, 13, 51), 17, 0),
+        ((1, 9, 8200), 4100, 0),
+        ((2, 37, 5000), 1, 50),
+        ((1, 1300, 70), 7, 0),
+        ((2, 513, 96), 1, 32),
+        ((4, 0, 12), 3, 0),
+    ]
+    if not tiny:
+        shapes += [((8, 2048, 3072), 1, 0), ((64, 197, 768), 64, 0)]
+    for (shape, group, mod_group), dtype in itertools.product(shapes, DTYPES):
+        yield f"{shape} group {group} mod {mod_group} {dtype}", (*pair(*shape, dtype=dtype), None, group, mod_group)
+
+    for dtype, group, wide in itertools.product(DTYPES, (1, 8), (torch.int32, torch.int64)):
+        x, y = pair(2000, 40, dtype=dtype)
+        for t in (x, y):
+            t[:3] = t[1990:] = torch.nan
+        offsets = torch.tensor([3, 4, 4, 41, 41, 650, 1990], dtype=wide, device=device)
+        yield f"ragged between NaN, group {group} {dtype} {wide}", (x, y, offsets, group, 0)
+    x, y = (t.requires_grad_() for t in pair(700, 24))
+    yield "ragged, gradients", (x, y, torch.tensor([1, 5, 5, 600, 690], device=device), 4, 0)
+
+    x, y = pair(3, 11, 64)
+    buffer = torch.full((11, 3, 96), torch.nan, device=device)
+    buffer[:, :, 16:80] = x.transpose(0, 1)
+    yield "rows of a wider, transposed buffer", (buffer[:, :, 16:80].transpose(0, 1), y, None, 1, 0)
+    yield "columns not contiguous", (x, y.mT.contiguous().mT, None, 8, 0)
+    yield "one token for all", (x[:, :1].expand(3, 11, 64), y, None, 1, 0)
+    if far_apart_fits(device):
+        x, y = (normal(device, 3, 64, dtype=torch.bfloat16, seed=s) for s in (0, 1))
+        yield "rows 2^31 elements apart", (far_apart(device, x)[None], y[None], None, 1, 0)
+        yield "ragged rows 2^31 elements apart", (far_apart(device, x), y, torch.tensor([0, 1, 3], device=device), 1, 0)
+
+
+def batches(device: str) -> list[list[tuple]]:
+    x, y = (normal(device, 5, 1100, 300, seed=s) for s in (0, 1))
+    offsets = torch.arange(6, device=device) * 1100
+    alone = [(x[b : b + 1], y[b : b + 1], None, 3, 0) for b in range(5)]
+    ragged = (x.flatten(0, 1), y.flatten(0, 1), offsets, 3, 0)
+    return [[(x, y, None, 3, 0)], alone, [ragged], [(x[:2], y[:2], None, 3, 0), (x[2:], y[2:], None, 3, 0)]]
