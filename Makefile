@@ -32,7 +32,7 @@ format: setup ## rewrite the sources in the project's style
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 
 bench: setup ## kernels, scoring pass and main job against their peers, rows to benchmarks/results/
-	for op in prod_reduce hadamard_gram rearrange; do $(BIN)/python benchmarks/ops/$$op.py || exit 1; done
+	$(BIN)/pyprune bench --csv benchmarks/results --plot docs/plots/roofline.png
 	$(BIN)/python benchmarks/e2e/score_cost.py --bf16
 	$(BIN)/python benchmarks/e2e/main_job.py
 

@@ -50,15 +50,15 @@ def render(rows: Sequence[Row], plots: Path) -> str:
     lines = []
     for benchmark in sorted({row.benchmark for row in rows}):
         lines += [f"## {benchmark}", ""]
-        places: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+        places: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
         for row in rows:
             if row.benchmark == benchmark:
-                places[row.device, row.torch, row.python].append(row)
-        for (device, torch, python), own in sorted(places.items()):
+                places[row.device, row.torch, row.triton, row.python].append(row)
+        for (device, torch, triton, python), own in sorted(places.items()):
             commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(row.commit for row in own))
             dates = sorted({row.date for row in own})
             days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-            lines += [f"**{device}**, torch {torch}, Python {python}; {days}, commit {commits}", ""]
+            lines += [f"**{device}**, torch {torch}, Triton {triton}, Python {python}; {days}, commit {commits}", ""]
             lines += SECTIONS.get(benchmark, plain_section)(own, plots)
     return "\n".join(lines).rstrip() + "\n"
 

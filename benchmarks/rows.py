@@ -18,6 +18,7 @@ class Row:
     commit: str
     device: str
     torch: str
+    triton: str
     python: str
     benchmark: str
     case: dict[str, str]

@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from pyprune.api import calibration_data, most_tokens, pick_device
-from pyprune.bench.results import Results, device_name
+from pyprune.bench.results import Results, table_path
 from pyprune.bench.timing import interleave
 from pyprune.capture.collect import collect
 from pyprune.capture.cotangent import EmbeddingProbe
@@ -102,7 +102,7 @@ def main() -> None:
         f"32x{length}": (full, full.batches(max_tokens=10**9), full.batches(max_tokens=10**9)),
         "passages": (passages, passages.batches(**batching(model)), in_order(passages, 32)),
     }
-    results = Results("score_cost", path=args.results and args.results / f"{device_name()}.csv")
+    results = Results("score_cost", path=args.results and table_path(args.results, device), device=device)
     for kind, (samples, *batches) in cases.items():
         ours, theirs = ([batch.to(device) for batch in some] for some in batches)
         case = kind if args.model == MODEL else f"{kind} model={Path(args.model).name}"
@@ -117,7 +117,7 @@ def main() -> None:
         if args.bf16:
             narrow = copy.deepcopy(model).bfloat16()
             providers["pyprune bf16"] = lambda s=samples, b=ours, m=narrow: collect(m, anatomy, b, probe, s.lengths)
-        timings = interleave(providers, repeats=args.repeats, warmup=1)
+        timings = interleave(providers, repeats=args.repeats, warmup=1, device=device)
         base = timings["pyprune"].median
         print(f"\n{case}: {sum(samples.lengths.tolist())} real tokens")
         for name, timing in timings.items():

@@ -1,4 +1,4 @@
-"""Section `bench`: the script benchmarks/ops/<op>.py of every op."""
+"""Section `bench`: every op against its peers, as `pyprune bench` measures them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.gpu.record import Check, Settings
+from pyprune.bench.kernels import OWN, measure, record
+from pyprune.bench.results import Results, table_path
 from pyprune.ops import OPS
 
 # Resolved: the name of the commit comes from the repository that the script lies in.
@@ -21,13 +23,19 @@ def units(settings: Settings) -> dict[str, Callable[[], Iterator[Check]]]:
 
 
 def check(op: str, settings: Settings) -> Iterator[Check]:
-    script = BENCHMARKS / "ops" / f"{op}.py"
-    if not script.exists():
-        yield Check(op, "skipped", f"there is no benchmarks/ops/{op}.py")
-        return
+    """A line for every case, its rows written at once; speed is measured, not judged."""
+    path = table_path(Path(settings.results), settings.device) if settings.results else None
     start = perf_counter()
-    run(script, settings, *(["--tiny", "--repeats", "2"] if settings.tiny else []))
-    yield Check(op, "passed", seconds=perf_counter() - start)
+    for found in measure(OPS[op], settings.device, repeats=2 if settings.tiny else None, tiny=settings.tiny):
+        unit, rate = found.rate(OWN)
+        detail = f"{found.timings[OWN].median * 1e3:.3f} ms, {rate:.1f} {unit}, {found.share(OWN):.0%} of the ceiling; "
+        detail += f"{found.winner} is the fastest"
+        if path is not None:
+            results = Results(op, path=path, device=settings.device)
+            record(results, found)
+            results.write()
+        yield Check(f"{op} {found.shape} {found.dtype}", "passed", detail, perf_counter() - start)
+        start = perf_counter()
 
 
 def run(script: Path, settings: Settings, *arguments: str) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.gpu.model import model_directory
 from benchmarks.gpu.record import Check, Settings
-from pyprune.bench.results import Results, device_name
+from pyprune.bench.results import Results, table_path
 from pyprune.cli.app import app
 from pyprune.report.prune import table
 
@@ -49,7 +49,7 @@ def check(label: str, settings: Settings) -> Iterator[Check]:
     if first or not settings.tiny:
         yield verify(label, out, settings)
     if settings.results:
-        write_rows(report, f"{model.name} {label}", Path(settings.results))
+        write_rows(report, f"{model.name} {label}", Path(settings.results), settings.device)
 
 
 def prune(*arguments: str) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def judge(label: str, report: dict[str, Any]) -> Iterator[Check]:
     yield Check(f"{label}: fidelity", "failed" if broken else "passed", f"not finite: {broken}" if broken else shown)
 
 
-def write_rows(report: dict[str, Any], case: str, folder: Path) -> None:
-    results = Results("main_job", path=folder / f"{device_name()}.csv")
+def write_rows(report: dict[str, Any], case: str, folder: Path, device: str) -> None:
+    results = Results("main_job", path=table_path(folder, device), device=device)
     for x in report["latency_ms"]:
         shape = f"{case} {x['batch']}x{x['length']}"
         for model in ("dense", "pruned"):

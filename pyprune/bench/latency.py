@@ -41,6 +41,9 @@ def latency(
     repeats = repeats or (40 if batch * length <= 512 else 9)
     with frozen(dense), frozen(pruned):
         timings = interleave(
-            {"dense": lambda: dense(input_ids=ids), "pruned": lambda: pruned(input_ids=ids)}, repeats=repeats, warmup=2
+            {"dense": lambda: dense(input_ids=ids), "pruned": lambda: pruned(input_ids=ids)},
+            repeats=repeats,
+            warmup=2,
+            device=device,
         )
     return Latency(batch, length, timings["dense"].median * 1e3, timings["pruned"].median * 1e3)

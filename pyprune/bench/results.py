@@ -8,26 +8,37 @@ import re
 import subprocess
 from collections.abc import Sequence
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from pyprune.core.errors import InputError
 
-COLUMNS = ("date", "commit", "device", "torch", "python", "benchmark", "case", "provider", "metric", "value")
+COLUMNS = ("date", "commit", "device", "torch", "triton", "python", "benchmark", "case", "provider", "metric", "value")
 # A row is replaced by a newer one that agrees in everything else.
 _CHANGING = ("date", "commit", "value")
 FOLDER = Path("benchmarks/results")
 
 
-def device_name() -> str:
-    """`nvidia-h100-80gb-hbm3` for the first GPU if there is one, else the CPU's model and the threads torch uses."""
-    if torch.cuda.is_available():
-        return _slug(torch.cuda.get_device_name(0))
+def device_name(device: str | torch.device | None = None) -> str:
+    """`nvidia-h100-80gb-hbm3` for a GPU, for a CPU its model and the threads that torch uses.
+
+    device: None is the first GPU if there is one, else the CPU.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda":
+        return _slug(torch.cuda.get_device_name(device))
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
     name = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*", " ", names[0] if names else platform.processor())
     return f"{_slug(name or platform.machine())}-{torch.get_num_threads()}-threads"
+
+
+def table_path(where: Path, device: str | torch.device | None = None) -> Path:
+    """`where` itself if it is called `*.csv`, else `<device>.csv` in that folder."""
+    return where if where.suffix == ".csv" else where / f"{device_name(device)}.csv"
 
 
 def commit_name(sources: Sequence[str]) -> str:
@@ -45,14 +56,19 @@ class Results:
     benchmark: the name in the `benchmark` column
     sources: folders whose uncommitted changes mark the commit with a `+`
     path: the CSV file; by default `benchmarks/results/<device>.csv` below the current directory
+    device: what was measured, see `device_name`
 
     Raises: InputError from `write` if the default folder's parent is not there (run from the repository's root).
     """
 
     def __init__(
-        self, benchmark: str, sources: Sequence[str] = ("csrc", "triton_kernels", "pyprune"), path: Path | None = None
+        self,
+        benchmark: str,
+        sources: Sequence[str] = ("csrc", "triton_kernels", "pyprune"),
+        path: Path | None = None,
+        device: str | torch.device | None = None,
     ):
-        self.device = device_name()
+        self.device = device_name(device)
         self.path = path or FOLDER / f"{self.device}.csv"
         self.rows: list[dict[str, str]] = []
         self._common = {
@@ -60,6 +76,7 @@ class Results:
             "commit": commit_name(sources),
             "device": self.device,
             "torch": torch.__version__,
+            "triton": _version("triton"),
             "python": platform.python_version(),
             "benchmark": benchmark,
         }
@@ -98,6 +115,13 @@ def _key(row: dict[str, str]) -> tuple[str, ...]:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _git(*arguments: str) -> str:

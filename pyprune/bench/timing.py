@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -29,14 +30,15 @@ def interleave(
     repeats: int = 20,
     warmup: int = 3,
     inputs: Sequence[tuple] = ((),),
+    device: str | torch.device = "cpu",
 ) -> dict[str, Timing]:
     """Time each function `repeats` times, one call of each per round, starting every round with another one.
 
     inputs: argument tuples. Round i calls every function with `inputs[i % len(inputs)]`: give several, together larger
         than the last-level cache, to time reads from memory.
 
-    Where CUDA is available, times are those of CUDA events around each call, so they include the launches but not a
-    wait of the host; elsewhere wall-clock time.
+    device: where the functions work. Times on a CUDA device are those of its events around each call, so they include
+        the launches but not a wait of the host; elsewhere wall-clock time.
 
     Raises: InputError for no functions, no repeats or no inputs.
 
@@ -48,7 +50,8 @@ def interleave(
         raise InputError(
             f"interleave: needs a function, an input and a repeat, got {len(functions)}, {len(inputs)}, {repeats}"
         )
-    timer = _events if torch.cuda.is_available() else _wall_clock
+    device = torch.device(device)
+    timer = partial(_events, device) if device.type == "cuda" else _wall_clock
     names = list(functions)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(warmup + repeats):
@@ -70,14 +73,15 @@ def _wall_clock(functions: Sequence[Callable[..., object]], arguments: tuple) ->
     return elapsed
 
 
-def _events(functions: Sequence[Callable[..., object]], arguments: tuple) -> list[float]:
+def _events(device: torch.device, functions: Sequence[Callable[..., object]], arguments: tuple) -> list[float]:
     """One synchronisation per round: the host runs ahead, as it does in a model."""
     pairs = []
-    for function in functions:
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function(*arguments)
-        stop.record()
-        pairs.append((start, stop))
-    torch.cuda.synchronize()
+    with torch.cuda.device(device):
+        for function in functions:
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function(*arguments)
+            stop.record()
+            pairs.append((start, stop))
+        torch.cuda.synchronize()
     return [start.elapsed_time(stop) / 1e3 for start, stop in pairs]

@@ -7,8 +7,8 @@ caught.
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -84,7 +84,7 @@ class Op:
 
         Raises: BackendError if a backend was chosen and cannot serve them.
         """
-        device = next(a.device.type for a in args if isinstance(a, torch.Tensor))
+        device = first_tensor(args).device.type
         chosen = chosen_backend(self.name)
         reasons: list[str] = []
         for candidate in self.candidates:
@@ -108,7 +108,11 @@ class Op:
         # PyTorch drops trailing arguments that equal their defaults before it calls a Python kernel.
         args += tuple(a.default_value for a in self.overload._schema.arguments[len(args) :])
         self.check(*args)
-        return self.select(*args).run(*args)
+        candidate = self.select(*args)
+        device = first_tensor(args).device
+        # Triton launches on the current device, whatever device its arguments are on.
+        with torch.cuda.device(device) if candidate.backend == "triton" and device.type == "cuda" else nullcontext():
+            return candidate.run(*args)
 
     def _why_not(self, candidate: Candidate, device: str, args: tuple, explicit: bool) -> str | None:
         reason = candidate.available()
@@ -124,6 +128,16 @@ class Op:
         if line not in self._told:
             self._told.add(line)
             log.info(line)
+
+
+def first_tensor(args: Iterable) -> torch.Tensor:
+    """The first tensor among arguments, also in a list."""
+    for value in args:
+        if isinstance(value, torch.Tensor):
+            return value
+        if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
+            return first_tensor(value)
+    raise ValueError("no argument is a tensor")
 
 
 OPS: dict[str, Op] = {}

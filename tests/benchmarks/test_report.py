@@ -5,8 +5,8 @@ import pytest
 from benchmarks import report
 from benchmarks.rows import mean_std, parse_case, read_rows
 
-HEAD = "date,commit,device,torch,python,benchmark,case,provider,metric,value"
-PLACE = "2026-01-02,abc1234,Some CPU,2.13.0,3.11.2"
+HEAD = "date,commit,device,torch,triton,python,benchmark,case,provider,metric,value"
+PLACE = "2026-01-02,abc1234,Some CPU,2.13.0,3.9.0,3.11.2"
 CASE = "data=d1 model=m1"
 LINES = [
     f"{PLACE},debian_sections,{CASE},dense,test_accuracy,0.8",
@@ -38,7 +38,7 @@ def results(tmp_path):
 def test_accuracy_table_holds_means_and_deviations(results, tmp_path):
     report.write(results, tmp_path / "docs")
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "**Some CPU**, torch 2.13.0, Python 3.11.2; 2026-01-02, commit `abc1234`" in page
+    assert "**Some CPU**, torch 2.13.0, Triton 3.9.0, Python 3.11.2; 2026-01-02, commit `abc1234`" in page
     assert "Dense model: 80.00." in page
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     assert cells[:5] == [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refuse
 from safetensors.torch import load_file, save_file
 
 from pyprune.testing.checkpoints import tiny_checkpoint
@@ -25,40 +26,6 @@ def dense(tmp_path_factory):
 @pytest.fixture
 def text(dense):
     return str(dense.parent / "passages.txt")
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run the command in this process, in an empty folder; returns (exit code, stdout, stderr)."""
-    from pyprune.cli import main
-
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["pyprune", *map(str, args)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
-def refuse(run, *args, says, writes=False):
-    """Assert one line on stderr that holds `says`, exit code 2, and nothing written."""
-    before = sorted(Path.cwd().rglob("*"))
-    code, out, err = run(*args)
-    assert code == 2, (out, err)
-    assert out == ""
-    line = err.strip().splitlines()[-1]
-    assert line.startswith("pyprune: error:"), err
-    assert len([x for x in err.strip().splitlines() if x.startswith("pyprune: error:")]) == 1
-    assert says in line
-    assert "Traceback" not in err
-    assert sorted(Path.cwd().rglob("*")) == before
 
 
 def test_prune_writes_a_checkpoint_that_loads_and_reports_what_it_measured(run, dense, text):
