@@ -7,10 +7,10 @@ Sections, each in processes of its own:
 - `build`     both halves of the extension, installed into a scratch folder (or, with --no-build, the checkout's own)
 - `ops`       every op and backend against float64; gradients; the same bits again and in other batches
 - `graph`     kernels replayed from a CUDA graph
-- `bench`     benchmarks/ops/*.py
+- `bench`     every op against its peers, as `pyprune bench` does
+- `sanitizer` compute-sanitizer over every kernel: memcheck, racecheck, initcheck
 - `main`      `pyprune prune` and `verify` in fp32, bf16 and fp16, on DIR or on a random model of BERT-base's shape
 - `score`     benchmarks/e2e/score_cost.py
-- `memcheck`  compute-sanitizer over every kernel
 
 Rows go to benchmarks/results/<device>.csv, and a copy of that file to $OUT if it is set. The exit code is 0 when
 nothing failed, 1 when something did, 2 when nothing could be tried. `--dry` goes the same way on a CPU, with tiny
@@ -34,12 +34,12 @@ from benchmarks.gpu.supervise import Section, run_section
 
 # In the order of what a run that is cut short should have done.
 SECTIONS = (
-    Section("ops", "benchmarks.gpu.ops", 150),
+    Section("ops", "benchmarks.gpu.ops", 180),
     Section("graph", "benchmarks.gpu.graph", 60),
-    Section("main", "benchmarks.gpu.main_job", 180),
-    Section("bench", "benchmarks.gpu.bench", 150),
-    Section("score", "benchmarks.gpu.score", 120),
-    Section("memcheck", "benchmarks.gpu.memcheck", 120),
+    Section("bench", "benchmarks.gpu.bench", 180),
+    Section("sanitizer", "benchmarks.gpu.sanitizer", 110),
+    Section("main", "benchmarks.gpu.main_job", 150),
+    Section("score", "benchmarks.gpu.score", 90),
 )
 LIMIT_S = 525
 

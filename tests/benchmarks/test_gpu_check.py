@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu import bench, graph, install, main_job, memcheck
+from benchmarks.gpu import bench, graph, install, main_job, sanitizer
 from benchmarks.gpu import ops as ops_section
 from benchmarks.gpu.record import Check, Settings
 from benchmarks.gpu.supervise import Section, run_section
@@ -220,13 +220,13 @@ def test_other_sections_run_after_a_crash(tmp_path, monkeypatch, capsys):
     )
     (tmp_path / "crashing_section.py").write_text(section)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    sections = Section("crashing", "crashing_section", 60), *(s for s in gpu_check.SECTIONS if s.name == "memcheck")
+    sections = Section("crashing", "crashing_section", 60), *(s for s in gpu_check.SECTIONS if s.name == "sanitizer")
     monkeypatch.setattr(gpu_check, "SECTIONS", sections)
     assert gpu_check.main(["--dry", "--no-build"]) == 1
     printed = capsys.readouterr().out
     assert "FAILED crashing: boom: the process was ended by SIGABRT" in printed
     assert re.search(r"^crashing +1 +1 +0 ", printed, re.MULTILINE)
-    assert re.search(r"^memcheck +0 +0 +1 ", printed, re.MULTILINE)
+    assert re.search(r"^sanitizer +0 +0 +3 ", printed, re.MULTILINE)
 
 
 def test_installs_with_pip_where_the_kernels_are_imported_from(tmp_path):
@@ -300,17 +300,18 @@ SUMMARY = "========= ERROR SUMMARY: {} errors\n"
     [
         (0, SUMMARY.format(0), "passed", "ERROR SUMMARY: 0 errors"),
         (
-            memcheck.FOUND,
+            sanitizer.FOUND,
             "========= Invalid __global__ read\n" + SUMMARY.format(2),
             "failed",
             "Invalid __global__ read",
         ),
-        (memcheck.FOUND, "========= Error: Device not supported\n" + SUMMARY.format(1), "skipped", "not supported"),
+        (sanitizer.FOUND, "========= Error: Device not supported\n" + SUMMARY.format(1), "skipped", "not supported"),
+        (0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", "passed", "0 hazards"),
         (1, "Traceback\nImportError: x\n", "failed", "exit code 1: ImportError: x"),
     ],
 )
 def test_verdicts_of_the_sanitizer(code, output, status, detail):
-    check = memcheck.verdict(code, output, 1.0)
+    check = sanitizer.verdict("memcheck", code, output, 1.0)
     assert check.status == status
     assert detail in check.detail
 
