@@ -10,6 +10,12 @@ import torch
 from pyprune.core.errors import InputError
 
 
+# A millisecond of an H100: what the host takes to launch a round of some ten calls.
+_AHEAD_CYCLES = 2_000_000
+
+_Call = tuple[Callable[..., object], tuple]
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds per call: the median and the 20th and 80th percentiles of all turns."""
@@ -34,8 +40,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time each function `repeats` times, one call of each per round, starting every round with another one.
 
-    inputs: argument tuples. Round i calls every function with `inputs[i % len(inputs)]`: give several, together larger
-        than the last-level cache, to time reads from memory.
+    inputs: argument tuples, one for every call in turn: give several of one shape, together larger than the last-level
+        cache, and no call finds what the one before it has read.
 
     device: where the functions work. Times on a CUDA device are those of its events around each call, so they include
         the launches but not a wait of the host; elsewhere wall-clock time.
@@ -56,28 +62,29 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(warmup + repeats):
         first = i % len(names)
-        arguments = inputs[i % len(inputs)]
         order = names[first:] + names[:first]
-        for name, elapsed in zip(order, timer([functions[name] for name in order], arguments), strict=True):
+        calls = [(functions[name], inputs[(i + k) % len(inputs)]) for k, name in enumerate(order)]
+        for name, elapsed in zip(order, timer(calls), strict=True):
             if i >= warmup:
                 seconds[name].append(elapsed)
     return {name: Timing.of(values) for name, values in seconds.items()}
 
 
-def _wall_clock(functions: Sequence[Callable[..., object]], arguments: tuple) -> list[float]:
+def _wall_clock(calls: Sequence[_Call]) -> list[float]:
     elapsed = []
-    for function in functions:
+    for function, arguments in calls:
         start = perf_counter()
         function(*arguments)
         elapsed.append(perf_counter() - start)
     return elapsed
 
 
-def _events(device: torch.device, functions: Sequence[Callable[..., object]], arguments: tuple) -> list[float]:
-    """One synchronisation per round: the host runs ahead, as it does in a model."""
+def _events(device: torch.device, calls: Sequence[_Call]) -> list[float]:
+    """One synchronisation per round: the host runs ahead, as it does in a model, for the device sleeps first."""
     pairs = []
     with torch.cuda.device(device):
-        for function in functions:
+        torch.cuda._sleep(_AHEAD_CYCLES)
+        for function, arguments in calls:
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             function(*arguments)

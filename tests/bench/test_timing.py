@@ -9,14 +9,14 @@ from pyprune.bench.timing import Timing, interleave
 from pyprune.core.errors import InputError
 
 
-def test_every_round_calls_every_function_once_with_the_same_input():
+def test_every_round_calls_every_function_once_and_every_call_has_the_next_input():
     calls = []
     record = {name: lambda x, name=name: calls.append((name, x)) for name in "abc"}
     timings = interleave(record, repeats=4, warmup=2, inputs=[(1,), (2,)])
     rounds = [calls[i : i + 3] for i in range(0, 18, 3)]
     assert len(calls) == 18
     assert [{name for name, _ in r} for r in rounds] == [set("abc")] * 6
-    assert [[x for _, x in r] for r in rounds] == [[1] * 3, [2] * 3] * 3
+    assert [[x for _, x in r] for r in rounds] == [[1, 2, 1], [2, 1, 2]] * 3
     assert [r[0][0] for r in rounds] == list("abcabc")
     assert all(len(timings[name].samples) == 4 for name in "abc")
 
