@@ -9,7 +9,6 @@ import torch
 
 from pyprune.core.errors import InputError
 
-
 # A millisecond of an H100: what the host takes to launch a round of some ten calls.
 _AHEAD_CYCLES = 2_000_000
 
