@@ -5,6 +5,7 @@ they are built and support the call. `table()` says what can run here; `backend(
 """
 
 from pyprune.ops._dispatch import BACKENDS, OPS, Candidate, Op, Row, backend, check_choice, table
+from pyprune.ops.gather_compact import gather_compact
 from pyprune.ops.hadamard_gram import hadamard_gram
 from pyprune.ops.prod_reduce import prod_reduce
 from pyprune.ops.rearrange import rearrange
@@ -17,6 +18,7 @@ __all__ = [
     "Row",
     "backend",
     "check_choice",
+    "gather_compact",
     "hadamard_gram",
     "prod_reduce",
     "rearrange",
