@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyprune import ops
 from pyprune.core.anatomy import Anatomy, Block, Cut, UnitCost, UnitGroup
 from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.plan import Plan
@@ -98,3 +99,55 @@ def test_a_layer_that_is_not_linear_is_refused_before_anything_is_cut(model):
     with pytest.raises(InputError, match=r"1 is a Quantised, not a plain linear layer: prune before quantising"):
         slice_(model, HandMade(), plan(0))
     assert model[0].weight is weight
+
+
+def test_a_layer_that_loses_inputs_and_outputs(model):
+    class Both(HandMade):
+        def anatomy(self, model):
+            first, second = (
+                UnitGroup(name, "neurons", 0, size, width, (Cut("0", side, width),), UnitCost(1))
+                for name, size, width, side in (("a", 3, 2, "out"), ("b", 2, 1, "in"))
+            )
+            blocks = (Block("", "1", ("0",), (), first), Block("", "0", (), (), second))
+            return Anatomy("handmade", ("",), blocks)
+
+    kept = {"a": torch.tensor([0, 2]), "b": torch.tensor([1])}
+    slice_(model, Both(), Plan(kept, {"a": 3, "b": 2}, 1.0))
+    assert model[0].weight.tolist() == [[1], [3], [9], [11]]
+    assert model[0].bias.tolist() == [0, 1, 4, 5]
+    assert (model[0].in_features, model[0].out_features) == (1, 4)
+
+
+def test_parameters_of_several_dtypes_are_cut_in_one_call(model, monkeypatch):
+    calls, whole = [], ops.gather_compact
+    monkeypatch.setattr(ops, "gather_compact", lambda *args: calls.append(args) or whole(*args))
+    model[1].bfloat16()
+    slice_(model, HandMade(), plan(0, 2))
+    assert len(calls) == 1
+    assert model[1].weight.tolist() == [[0, 1, 4, 5], [6, 7, 10, 11]]
+    assert [p.dtype for p in model.parameters()] == [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+def test_an_error_of_the_second_device_leaves_the_model_untouched(model, monkeypatch):
+    whole = ops.gather_compact
+
+    def fails_on_meta(tensors, *rest):
+        if tensors[0].is_meta:
+            raise torch.OutOfMemoryError
+        return whole(tensors, *rest)
+
+    monkeypatch.setattr(ops, "gather_compact", fails_on_meta)
+    model[1].to("meta")
+    before = list(model.parameters())
+    with pytest.raises(torch.OutOfMemoryError):
+        slice_(model, HandMade(), plan(0))
+    assert all(new is old for new, old in zip(model.parameters(), before, strict=True))
+    assert (model[0].out_features, model[1].in_features) == (6, 6)
+
+
+def test_devices_are_cut_apart(model):
+    model[1].to("meta")
+    slice_(model, HandMade(), plan(0))
+    assert model[0].weight.tolist() == [[0, 1], [2, 3]]
+    assert model[1].weight.is_meta
+    assert model[1].weight.shape == (2, 2)
