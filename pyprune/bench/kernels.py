@@ -14,7 +14,7 @@ from pyprune.bench.results import Results
 from pyprune.bench.timing import Timing, interleave
 from pyprune.core.errors import InputError
 from pyprune.ops import OPS, Op
-from pyprune.ops._dispatch import Candidate
+from pyprune.ops._dispatch import Candidate, device_of, tensors
 
 OWN = "pyprune"
 COMPILED = "compile"
@@ -135,16 +135,8 @@ def _inputs(case: Case, device: str) -> list[tuple]:
     first = case.arguments()
     if torch.device(device).type != "cuda":
         return [first]
-    size = sum(t.numel() * t.element_size() for t in _tensors(first))
+    size = sum(t.numel() * t.element_size() for t in tensors(first))
     return [first, *(case.arguments() for _ in range(min(_MOST_SETS, _COLD_BYTES // max(size, 1) + 1)))]
-
-
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _other_backends(op: Op, chosen: Candidate, arguments: tuple) -> dict[str, Callable]:
@@ -157,7 +149,7 @@ def _other_backends(op: Op, chosen: Candidate, arguments: tuple) -> dict[str, Ca
 
         return call
 
-    device = next(_tensors(arguments)).device.type
+    device = device_of(arguments).type
     able = [c for c in op.candidates if device in c.devices and c.available() is None and c.supports(*arguments)[0]]
     return {f"{OWN} {c.backend}": on(c.backend) for c in able if c.backend not in ("torch", chosen.backend)}
 

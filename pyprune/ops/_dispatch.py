@@ -84,7 +84,7 @@ class Op:
 
         Raises: BackendError if a backend was chosen and cannot serve them.
         """
-        device = first_tensor(args).device.type
+        device = device_of(args).type
         chosen = chosen_backend(self.name)
         reasons: list[str] = []
         for candidate in self.candidates:
@@ -109,7 +109,7 @@ class Op:
         args += tuple(a.default_value for a in self.overload._schema.arguments[len(args) :])
         self.check(*args)
         candidate = self.select(*args)
-        device = first_tensor(args).device
+        device = device_of(args)
         # Triton launches on the current device, whatever device its arguments are on.
         with torch.cuda.device(device) if candidate.backend == "triton" and device.type == "cuda" else nullcontext():
             return candidate.run(*args)
@@ -130,14 +130,18 @@ class Op:
             log.info(line)
 
 
-def first_tensor(args: Iterable) -> torch.Tensor:
-    """The first tensor among arguments, also in a list."""
-    for value in args:
-        if isinstance(value, torch.Tensor):
-            return value
-        if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
-            return first_tensor(value)
-    raise ValueError("no argument is a tensor")
+def tensors(args: Iterable) -> Iterator[torch.Tensor]:
+    """The tensors among an op's arguments, also those in lists."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            yield from tensors(arg)
+
+
+def device_of(args: Iterable) -> torch.device:
+    """Where the first tensor among an op's arguments lies; the CPU if there is none (empty lists)."""
+    return next((t.device for t in tensors(args)), torch.device("cpu"))
 
 
 OPS: dict[str, Op] = {}

@@ -10,7 +10,7 @@ from pyprune.bench.results import Results, table_path
 from pyprune.bench.timing import Timing
 from pyprune.core.errors import InputError
 from pyprune.ops import OPS
-from pyprune.testing.cases import complete
+from pyprune.testing.cases import complete, leaves
 
 
 def timing(seconds):
@@ -42,8 +42,7 @@ def test_peers_do_the_same_job(op):
     own, peer = op.overload(*arguments), case.peers["eager"](*arguments)
     if own is None:
         return
-    own, peer = (x if isinstance(x, tuple) else (x,) for x in (own, peer))
-    for a, b in zip(own, peer, strict=False):
+    for a, b in zip(leaves(own), leaves(peer), strict=False):
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-2, atol=1e-3)
 
 
