@@ -74,12 +74,12 @@ def run_cpp(g: Tensor, keep: int) -> Tensor:
     units = g.shape[1]
     if keep in (0, units):
         return torch.arange(keep, device=g.device)
-    wide = g.detach().to("cpu", torch.float64)
-    gram = wide.T @ wide
-    order = gram.diagonal().argsort(stable=True)
-    dots = wide.T @ wide[:, order[: units - keep]].sum(1)
+    wide = g.detach().to("cpu", torch.float64).contiguous()
+    order = wide.square().sum(0).argsort(stable=True)
+    pruned = torch.zeros(units, dtype=torch.bool)
+    pruned[order[: units - keep]] = True
     kept = order.new_empty(keep)
-    _native.op("cpp", "rearrange")(gram, order, dots, keep, kept)
+    _native.op("cpp", "rearrange")(wide, order, wide[:, pruned].sum(1), keep, kept)
     return kept.to(g.device)
 
 
