@@ -5,8 +5,11 @@ they are built and support the call. `table()` says what can run here; `backend(
 """
 
 from pyprune.ops._dispatch import BACKENDS, OPS, Candidate, Op, Row, backend, check_choice, table
+from pyprune.ops.fisher_update_ import fisher_update_
 from pyprune.ops.gather_compact import gather_compact
 from pyprune.ops.hadamard_gram import hadamard_gram
+from pyprune.ops.knapsack import knapsack, quantise_costs
+from pyprune.ops.latency_envelope import latency_envelope
 from pyprune.ops.prod_reduce import prod_reduce
 from pyprune.ops.rearrange import rearrange
 
@@ -18,9 +21,13 @@ __all__ = [
     "Row",
     "backend",
     "check_choice",
+    "fisher_update_",
     "gather_compact",
     "hadamard_gram",
+    "knapsack",
+    "latency_envelope",
     "prod_reduce",
+    "quantise_costs",
     "rearrange",
     "table",
 ]
