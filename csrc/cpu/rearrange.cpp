@@ -95,10 +95,9 @@ struct Aligned {
 // The members of P, one slot each, and behind them the joiners of a batch, side by side in panels.
 class Exchange {
  public:
-  Exchange(const double* g, int64_t samples, int64_t units, int64_t members, const double* total)
-      : g_(g),
+  Exchange(const double* units, int64_t samples, int64_t members, const double* total)
+      : units_(units),
         samples_(samples),
-        units_(units),
         first_((members + kWide - 1) / kWide * kWide),
         slots_(first_ + kBatch),
         columns_(slots_ * samples),
@@ -150,15 +149,15 @@ class Exchange {
   // Panels to a thread at least, where each is multiplied with `rows` rows: 2^19 products, some 20 us.
   int64_t grain(int64_t rows) const { return std::max<int64_t>(1, (1 << 19) / (rows * kWide * samples_ + 1)); }
 
-  // Row by row: a row of g stays in L1, where a column would miss it with every sample.
   void place(int64_t slot, const int64_t* units, int64_t count) {
-    std::fill(norm_.data + slot, norm_.data + slot + count, 0.0);
-    std::copy(units, units + count, &unit_[slot]);
-    for (int64_t t = 0; t < samples_; ++t) {
-      for (int64_t i = 0; i < count; ++i) {
-        const double v = at(slot + i, t) = g_[t * units_ + units[i]];
-        norm_.data[slot + i] += v * v;
+    for (int64_t i = 0; i < count; ++i) {
+      double norm = 0;
+      for (int64_t t = 0; t < samples_; ++t) {
+        const double v = at(slot + i, t) = units_[units[i] * samples_ + t];
+        norm += v * v;
       }
+      norm_.data[slot + i] = norm;
+      unit_[slot + i] = units[i];
     }
   }
 
@@ -204,19 +203,19 @@ class Exchange {
     }
   }
 
-  const double* g_;
-  const int64_t samples_, units_, first_, slots_;
+  const double* units_;
+  const int64_t samples_, first_, slots_;
   Aligned columns_, products_, dots_, cost_, norm_;  // cost: norm - 2 dots of members of P, infinite for the others
   std::vector<int64_t> unit_, left_;
   std::vector<double> total_, least_;
 };
 
-// g: float64 [samples, n], contiguous; order: int64 [n], units by ascending norm, the first n - keep being P; total:
-// float64 [samples], the sum over P. Checked by pyprune/ops/rearrange.py, the only caller; 0 < keep < n.
-void rearrange(const Tensor& g, const Tensor& order, const Tensor& total, int64_t keep, Tensor kept) {
-  const int64_t samples = g.size(0), n = g.size(1), members = n - keep;
+// units: float64 [n, samples], contiguous; order: int64 [n], units by ascending norm, the first n - keep being P;
+// total: float64 [samples], the sum over P. Checked by pyprune/ops/rearrange.py, the only caller; 0 < keep < n.
+void rearrange(const Tensor& units, const Tensor& order, const Tensor& total, int64_t keep, Tensor kept) {
+  const int64_t n = units.size(0), samples = units.size(1), members = n - keep;
   const int64_t* unit = order.const_data_ptr<int64_t>();
-  Exchange exchange(g.const_data_ptr<double>(), samples, n, members, total.const_data_ptr<double>());
+  Exchange exchange(units.const_data_ptr<double>(), samples, members, total.const_data_ptr<double>());
   exchange.start(unit, members);
   for (int64_t i = members; i < n; i += kBatch) exchange.join(unit + i, std::min(kBatch, n - i));
   std::vector<bool> pruned(n);
@@ -230,7 +229,7 @@ void rearrange(const Tensor& g, const Tensor& order, const Tensor& total, int64_
 }  // namespace pyprune
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pyprune_cpp, m) {
-  m.def("rearrange(Tensor g, Tensor order, Tensor total, int keep, Tensor(a!) kept) -> ()");
+  m.def("rearrange(Tensor units, Tensor order, Tensor total, int keep, Tensor(a!) kept) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pyprune_cpp, CPU, m) { m.impl("rearrange", TORCH_BOX(&pyprune::rearrange)); }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from pyprune import ops
 from pyprune.core.statistics import Statistics
 from pyprune.importance.registry import Evidence, criterion
 
@@ -17,7 +18,11 @@ KWON_BATCH = 32
 
 def per_sample(statistics: Statistics) -> dict[str, torch.Tensor]:
     """F_uu = sum over samples and draws of g_u squared: the empirical (or true) Fisher information."""
-    return {name: g.double().square().sum(0) for name, g in statistics.gradients.items()}
+    scores = {}
+    for name, g in statistics.gradients.items():
+        scores[name] = torch.zeros(g.shape[1], dtype=torch.float64, device=g.device)
+        ops.fisher_update_(scores[name], g)
+    return scores
 
 
 def per_batch(statistics: Statistics, batch: int = KWON_BATCH) -> dict[str, torch.Tensor]:

@@ -52,34 +52,40 @@ def check_values(g: Tensor, keep: int) -> None:
 
 def reference(g: Tensor, keep: int) -> Tensor:
     """The definition, O(samples * n) per step, in float64."""
-    g = g.double()
-    units = g.shape[1]
-    order = g.square().sum(0).argsort(stable=True)
+    columns, units = _columns(g), g.shape[1]
+    order = columns.square().sum(1).argsort(stable=True)
     pruned = torch.zeros(units, dtype=torch.bool, device=g.device)
     if keep < units:
         pruned[order[: units - keep]] = True
-        total = g[:, pruned].sum(1)
+        total = columns[pruned].sum(0)
         for unit in order[units - keep :].tolist():
             pruned[unit] = True
-            total = total + g[:, unit]
+            total = total + columns[unit]
             members = pruned.nonzero()[:, 0]
-            costs = (total[:, None] - g[:, members]).square().sum(0)
+            costs = (total - columns[members]).square().sum(1)
             leaves = members[int((costs == costs.min()).nonzero()[0])]
             pruned[leaves] = False
-            total = total - g[:, leaves]
+            total = total - columns[leaves]
     return (~pruned).nonzero()[:, 0]
+
+
+def _columns(g: Tensor) -> Tensor:
+    """The units as float64 rows, one behind the other: torch adds the numbers of a row in one order wherever it stands,
+    those of a column in another at the edge of the matrix, and then equal units are no tie.
+    """
+    return g.T.to(torch.float64, memory_format=torch.contiguous_format).contiguous()
 
 
 def run_cpp(g: Tensor, keep: int) -> Tensor:
     units = g.shape[1]
     if keep in (0, units):
         return torch.arange(keep, device=g.device)
-    wide = g.detach().to("cpu", torch.float64).contiguous()
-    order = wide.square().sum(0).argsort(stable=True)
+    columns = _columns(g.detach().cpu())
+    order = columns.square().sum(1).argsort(stable=True)
     pruned = torch.zeros(units, dtype=torch.bool)
     pruned[order[: units - keep]] = True
     kept = order.new_empty(keep)
-    _native.op("cpp", "rearrange")(wide, order, wide[:, pruned].sum(1), keep, kept)
+    _native.op("cpp", "rearrange")(columns, order, columns[pruned].sum(0), keep, kept)
     return kept.to(g.device)
 
 
@@ -95,14 +101,15 @@ def samples() -> Iterator[tuple]:
 
 
 def bytes_moved(g: Tensor, keep: int) -> int:
-    """K once, and two of its rows per step, in float64."""
-    units = g.shape[1]
-    return g.numel() * g.element_size() + 8 * units * (units + 2 * keep) + 8 * keep
+    """g once, the members of P in float64 once for every batch of 32 joiners, and two numbers a member and step."""
+    samples, units = g.shape
+    members = units - keep
+    return g.numel() * g.element_size() + 8 * members * (samples * -(-keep // 32) + 2 * keep) + 8 * keep
 
 
 def flops(g: Tensor, keep: int) -> int:
-    units = g.shape[1]
-    return 2 * g.shape[0] * units * units + 4 * units * keep
+    """The products of every joiner with every member; exchanges, whose number depends on the values, come on top."""
+    return 2 * g.shape[0] * (g.shape[1] - keep) * keep
 
 
 OP = Op(

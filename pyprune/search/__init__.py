@@ -1,6 +1,7 @@
 """Which units stay under a budget. One file per solver."""
 
+from pyprune.search.knapsack import knapsack, unit_prices
 from pyprune.search.rearrange import rearrange
 from pyprune.search.separable import search
 
-__all__ = ["rearrange", "search"]
+__all__ = ["knapsack", "rearrange", "search", "unit_prices"]

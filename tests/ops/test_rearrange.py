@@ -71,6 +71,25 @@ def test_ties_fall_as_in_the_slow_loop(backend, data, samples, units):
 
 
 @BACKENDS
+@pytest.mark.parametrize("kind", ["twice", "mirrored", "few directions", "heavy tails", "one sign"])
+@pytest.mark.parametrize("samples", [3, 64])
+def test_against_the_slow_loop_where_many_units_leave(backend, kind, samples):
+    """Equal columns, opposite columns and columns that hardly cancel: exact ties, and an exchange with every step."""
+    g = normal(samples, 150)
+    directions, lengths = normal(4, 150, 1), normal(1, 300, 2)
+    g = {
+        "twice": torch.cat([g, g], 1),
+        "mirrored": torch.cat([g, -g], 1),
+        "few directions": normal(samples, 4) @ torch.cat([directions, directions + 0.1], 1),
+        "heavy tails": torch.cat([g, g.roll(1, 0)], 1) * (2 * lengths).exp(),
+        "one sign": torch.cat([g, g.roll(1, 0)], 1).abs() + 1,
+    }[kind]
+    for keep in (1, 30, 150, 267, 299):
+        with ops.backend(backend):
+            numerics.exact(ops.rearrange(g, keep), reference(g, keep))
+
+
+@BACKENDS
 @pytest.mark.parametrize("seed", range(5))
 def test_between_the_largest_units_and_the_best_set(backend, seed):
     g, keep = normal(3, 10, seed), 4
