@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <limits>
 
 namespace pyprune {
@@ -17,15 +18,19 @@ void scan(const Tensor& latency, Tensor& envelope, Tensor& index) {
   T* least = envelope.mutable_data_ptr<T>();
   int64_t* where = index.mutable_data_ptr<int64_t>();
   const int64_t n = latency.size(1);
-  for (int64_t begin = 0; begin < latency.numel(); begin += n) {
-    T best = std::numeric_limits<T>::infinity();
-    int64_t at = n - 1;
-    for (int64_t i = n - 1; i >= 0; --i) {
-      if (in[begin + i] <= best) best = in[begin + i], at = i;
-      least[begin + i] = best;
-      where[begin + i] = at;
+  const int64_t grain = std::max<int64_t>(1, 16384 / n);
+  torch::stable::parallel_for(0, latency.size(0), grain, [&](int64_t lo, int64_t hi) {
+    for (int64_t row = lo; row < hi; ++row) {
+      T best = std::numeric_limits<T>::infinity();
+      int64_t at = n - 1;
+      for (int64_t i = n - 1; i >= 0; --i) {
+        const T here = in[row * n + i];
+        if (here <= best) best = here, at = i;
+        least[row * n + i] = best;
+        where[row * n + i] = at;
+      }
     }
-  }
+  });
 }
 
 // latency, envelope: float32 or float64 [rows, n], index: int64, all contiguous. Checked by
