@@ -10,7 +10,7 @@ from pyprune.testing.cases import DTYPES, Case, far_apart, far_apart_fits, norma
 
 def cases(device: str, tiny: bool) -> Iterator[Case]:
     make = lambda *shape, **options: normal(device, *shape, **options)  # noqa: E731
-    shapes = [(1, 130), (37, 51), (197, 12), (600, 100), (1, 1), (1100, 5)]
+    shapes = [(37, 51), (1, 130), (600, 12)]
     if not tiny:
         shapes += [(2048, 3072), (64, 14336), (20_000, 12)]
     for i, ((rows, units), dtype) in enumerate(itertools.product(shapes, DTYPES)):
