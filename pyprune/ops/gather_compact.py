@@ -56,6 +56,8 @@ def gather_compact(
             [4., 5.]]), tensor([[0., 1.],
             [3., 2.5000]])]
     """
+    if not tensors:
+        return []
     none = [None] * len(tensors)
     return torch.ops.pyprune.gather_compact.default(
         [t.detach() for t in tensors],
