@@ -65,4 +65,11 @@ void merge_segments(const Segments& cut, const Add& add) {
   }
 }
 
+// Zeros the rows of a `[tokens, columns]` output that belong to no sample.
+template <typename T>
+void zero_outside(T* rows, const std::vector<int64_t>& offsets, int64_t tokens, int64_t columns) {
+  std::fill(rows, rows + offsets.front() * columns, T{});
+  std::fill(rows + offsets.back() * columns, rows + tokens * columns, T{});
+}
+
 }  // namespace pyprune

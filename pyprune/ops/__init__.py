@@ -5,6 +5,8 @@ they are built and support the call. `table()` says what can run here; `backend(
 """
 
 from pyprune.ops._dispatch import BACKENDS, OPS, Candidate, Op, Row, backend, check_choice, table
+from pyprune.ops.act_bwd_maskgrad import act_bwd_maskgrad
+from pyprune.ops.act_fwd_stats import act_fwd_stats
 from pyprune.ops.fisher_update_ import fisher_update_
 from pyprune.ops.gather_compact import gather_compact
 from pyprune.ops.hadamard_gram import hadamard_gram
@@ -19,6 +21,8 @@ __all__ = [
     "Candidate",
     "Op",
     "Row",
+    "act_bwd_maskgrad",
+    "act_fwd_stats",
     "backend",
     "check_choice",
     "fisher_update_",

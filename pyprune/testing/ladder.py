@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyprune import ops
 from pyprune.ops import Candidate, Op
 from pyprune.testing import numerics
-from pyprune.testing.cases import batches, leaves, tensors
+from pyprune.testing.cases import batches, leaves, per_sample, tensors
 
 # Elements before and behind a guarded tensor: more than the widest tile of a kernel's row.
 GUARD = 4096
@@ -106,8 +106,15 @@ def same_in_every_batch(op: Op, candidate: Candidate, device: str) -> int:
     """The same bits for a sample alone, in batches, and in ragged ones; the number of ways that were compared."""
     ways = batches(op, device)
     assert ways, f"{op.name} has no `batches`"
-    first, *others = [torch.cat([call(op, candidate, args)[0] for args in way]) for way in ways]
-    differing = [i for i, other in enumerate(others, 1) if not torch.equal(first, other)]
+
+    def joined(way: list[tuple]) -> list[Tensor]:
+        outputs = [call(op, candidate, args) for args in way]
+        return [torch.cat([o[i].flatten() for o in outputs]) for i in per_sample(op)]
+
+    first, *others = [joined(way) for way in ways]
+    differing = [
+        i for i, other in enumerate(others, 1) if not all(torch.equal(f, o) for f, o in zip(first, other, strict=True))
+    ]
     assert not differing, f"other bits in ways {differing} of {len(others)}"
     return len(others)
 

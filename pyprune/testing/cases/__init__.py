@@ -2,7 +2,8 @@
 
 A module here has `cases(device, tiny)`, which yields (name, arguments in schema order), `tiny` leaving out what takes
 seconds on a CPU; and, for ops whose first output has a row for each sample, `batches(device)`: ways to send the same
-samples through, each a list of arguments whose outputs, one behind the other, must be the same bits.
+samples through, each a list of arguments whose outputs, one behind the other, must be the same bits. `PER_SAMPLE` names
+the positions of the outputs that are, if not the first alone.
 """
 
 import importlib
@@ -30,6 +31,11 @@ def batches(op: Op, device: str) -> list[list[tuple]] | None:
     """Ways to send the same samples through the op; None if its outputs are not per sample."""
     ways = getattr(module(op), "batches", None)
     return None if ways is None else [[complete(op, args) for args in way] for way in ways(device)]
+
+
+def per_sample(op: Op) -> tuple[int, ...]:
+    """Positions of the outputs that `batches` compares."""
+    return getattr(module(op), "PER_SAMPLE", (0,))
 
 
 def module(op: Op) -> Any:
