@@ -1,6 +1,6 @@
 // The backward of an activation, gated or not, and the gradients of masks on its output and its input, in one pass.
 //
-// Everything is read once and the sums over tokens stay in L1: the mask gradients cost no bytes.
+// Everything is read once and the sums over tokens stay in the cache: the mask gradients cost no bytes.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,7 +20,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kColumns = 512;
 // Summed by themselves, so that a long sample's running sums take 64 additions and not 512.
 constexpr int64_t kRows = 8;
 
@@ -38,7 +37,7 @@ struct Block {
 template <Act A, bool GATED, typename T>
 PYPRUNE_STORE_CLONES void add_block(const Block<T>& b, int64_t tokens, int64_t columns) {
   const float *mask_in = b.mask_in, *mask_out = b.mask_out;
-  float sum_after[kColumns], sum_before[kColumns];
+  float sum_after[kBlockColumns], sum_before[kBlockColumns];
   for (int64_t first = 0; first < tokens; first += kRows) {
     for (int64_t c = 0; c < columns; ++c) sum_after[c] = sum_before[c] = 0.f;
     for (int64_t t = first; t < std::min(tokens, first + kRows); ++t) {
@@ -85,11 +84,12 @@ void run(const Arguments& a) {
   std::vector<float> workspace(2 * cut.slots * columns);
   float* const second = workspace.data() + cut.slots * columns;
 
-  const int64_t blocks = (columns + kColumns - 1) / kColumns, tasks = cut.all.size() * blocks;
+  const int64_t block_width = block_columns(columns, cut.all.size());
+  const int64_t blocks = (columns + block_width - 1) / block_width, tasks = cut.all.size() * blocks;
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t lo, int64_t hi) {
     for (int64_t task = lo; task < hi; ++task) {
       const Segment& s = cut.all[task / blocks];
-      const int64_t c = task % blocks * kColumns, width = std::min(kColumns, columns - c);
+      const int64_t c = task % blocks * block_width, width = std::min(block_width, columns - c);
       const float *factor = mask + s.sample * mask_sample + c, *one = ones.data() + c;
       const int64_t row = (s.slot < 0 ? s.sample : s.slot) * columns + c;
       Block<T> block{rows_of<T>(a.grad, ragged, s, c),

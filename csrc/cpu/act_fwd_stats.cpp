@@ -1,6 +1,6 @@
 // An activation, gated or not, with a mask on its output or its input, and the moments of what it stores over tokens.
 //
-// The moments are read from the rows just written, which are in L1: they cost no bytes.
+// The moments are read from the rows just written, which are in the cache: they cost no bytes.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,8 +20,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A block of rows of 16 KB in fp32 stays in L1 between the activation and its moments.
-constexpr int64_t kColumns = 512;
+// Rows between two updates of the moments: a block of them stays in L2 between the activation and its moments.
 constexpr int64_t kRows = 8;
 
 template <Act A, bool GATED, typename T>
@@ -52,7 +51,7 @@ PYPRUNE_STORE_CLONES void add_moments(Moments to, Rows<T> values, int64_t rows, 
   const float each = 1.f / static_cast<float>(rows),
               weight = static_cast<float>(rows) / static_cast<float>(count + rows);
   const float both = weight * static_cast<float>(count);
-  float sums[kColumns], sizes[kColumns], deviations[kColumns];
+  float sums[kBlockColumns], sizes[kBlockColumns], deviations[kBlockColumns];
   for (int64_t c = 0; c < columns; ++c) sums[c] = sizes[c] = deviations[c] = 0.f;
   for (int64_t r = 0; r < rows; ++r) {
     const T* v = values.row(r);
@@ -121,11 +120,12 @@ void run(const Arguments& a) {
   if (a.stats)
     result = {a.mean.mutable_data_ptr<float>(), a.m2.mutable_data_ptr<float>(), a.l1.mutable_data_ptr<float>()};
 
-  const int64_t blocks = (columns + kColumns - 1) / kColumns, tasks = cut.all.size() * blocks;
+  const int64_t block_width = block_columns(columns, cut.all.size());
+  const int64_t blocks = (columns + block_width - 1) / block_width, tasks = cut.all.size() * blocks;
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t lo, int64_t hi) {
     for (int64_t task = lo; task < hi; ++task) {
       const Segment& s = cut.all[task / blocks];
-      const int64_t c = task % blocks * kColumns, width = std::min(kColumns, columns - c);
+      const int64_t c = task % blocks * block_width, width = std::min(block_width, columns - c);
       const float *factor = mask + s.sample * mask_sample + c, *one = ones.data() + c;
       const float *mask_in = a.mask_before ? factor : one, *mask_out = a.mask_before ? one : factor;
       Rows<const T> pre = rows_of<T>(a.pre, ragged, s, c), up;

@@ -127,8 +127,9 @@ def activate(z: Tensor, act: str) -> Tensor:
     """act(z); at infinities the limits."""
     if act == "relu":
         return torch.where(z < 0, 0, z)
-    z = z.clamp(min=-LIMIT)
-    return F.silu(z) if act == "silu" else F.gelu(z, approximate="tanh" if act == "gelu_tanh" else "none")
+    near = z.clamp(-LIMIT, LIMIT)
+    value = F.silu(near) if act == "silu" else F.gelu(near, approximate="tanh" if act == "gelu_tanh" else "none")
+    return torch.where(z > LIMIT, z, value)
 
 
 def rows_of(mask: Tensor | None, pre: Tensor, cu_seqlens: Tensor | None) -> Tensor | float:
