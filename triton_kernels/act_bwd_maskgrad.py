@@ -108,7 +108,7 @@ def act_bwd_maskgrad(
             )
 
 
-def _spec(act: int, dtype: str, gated: bool, ragged: bool = False, mask: str = "", registers: int = 128) -> dict:
+def _spec(registers: int, act: int, dtype: str, gated: bool, ragged: bool = False, mask: str = "") -> dict:
     pointers = ("grad", "pre", "up", "dpre", "dup")
     sums = ("mask", "after", "before", "after_part", "before_part")
     steps = ("grad_sample", "grad_token", "pre_sample", "pre_token", "up_sample", "up_token", "mask_sample")
@@ -125,22 +125,22 @@ def _spec(act: int, dtype: str, gated: bool, ragged: bool = False, mask: str = "
         "divisible": (*pointers, *sums, "columns", *steps),
         "options": {"num_warps": WARPS},
         "max_registers": registers,
-        "max_shared": 2 * COLUMNS * 4,
+        "max_shared": ROWS * COLUMNS * 2,  # the sums of half the warps
         "instructions": ("LDG.E.128", "STG.E.128"),
     }
 
 
 AOT = [
-    _spec(0, "bf16", True),
-    _spec(0, "bf16", True, ragged=True, mask="after"),
-    _spec(0, "fp32", True),
-    _spec(0, "bf16", False),
-    _spec(1, "bf16", False),
-    _spec(1, "bf16", True, ragged=True, mask="before"),
-    _spec(1, "fp16", False, mask="after"),
-    _spec(1, "fp32", False),
-    _spec(2, "bf16", False),
-    _spec(2, "bf16", True),
-    _spec(3, "bf16", False),
-    _spec(3, "bf16", True),
+    _spec(80, 0, "bf16", True),
+    _spec(92, 0, "bf16", True, ragged=True, mask="after"),
+    _spec(74, 0, "fp32", True),
+    _spec(58, 0, "bf16", False),
+    _spec(76, 1, "bf16", False),
+    _spec(100, 1, "bf16", True, ragged=True, mask="before"),
+    _spec(102, 1, "fp16", False, mask="after"),
+    _spec(66, 1, "fp32", False),
+    _spec(66, 2, "bf16", False),
+    _spec(80, 2, "bf16", True),
+    _spec(48, 3, "bf16", False),
+    _spec(63, 3, "bf16", True),
 ]
