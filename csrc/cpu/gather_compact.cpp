@@ -116,42 +116,24 @@ Pack pack_of(int64_t item) {
   return item == 2 ? gather<uint16_t> : item == 4 ? gather<uint32_t> : gather<uint64_t>;
 }
 
-PYPRUNE_INTO_CLONE void narrow(float v, float& out) { out = v; }
-
-PYPRUNE_INTO_CLONE void narrow(float v, bf16& out) {
-  const uint32_t bits = std::bit_cast<uint32_t>(v);
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
-  out.bits = (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded;
-}
-
-// Rounds to nearest even in integers; subnormal results by adding 1/2, whose last bit is theirs.
-PYPRUNE_INTO_CLONE void narrow(float v, f16& out) {
-  const uint32_t bits = std::bit_cast<uint32_t>(v), magnitude = bits & 0x7fffffffu;
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13;
-  const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-  out.bits = (bits >> 16 & 0x8000u) | (magnitude >= 0x47800000u ? special : finite);
-}
-
 // (value * row scale) * column scale with one rounding to the storage type: the reference's order, hence its bits. The
 // row was just packed and is still in L1.
 template <typename T>
 PYPRUNE_INTO_CLONE void scale_values(T* row, float by, const float* columns, int64_t n) {
   if (columns == nullptr) {
-    for (int64_t i = 0; i < n; ++i) narrow(load(row[i]) * by, row[i]);
+    for (int64_t i = 0; i < n; ++i) store(row + i, load(row[i]) * by);
   } else {
-    for (int64_t i = 0; i < n; ++i) narrow(load(row[i]) * by * columns[i], row[i]);
+    for (int64_t i = 0; i < n; ++i) store(row + i, load(row[i]) * by * columns[i]);
   }
 }
 
-PYPRUNE_CLONES void scale_row(float* row, float by, const float* columns, int64_t n) {
+PYPRUNE_STORE_CLONES void scale_row(float* row, float by, const float* columns, int64_t n) {
   scale_values(row, by, columns, n);
 }
-PYPRUNE_CLONES void scale_row(bf16* row, float by, const float* columns, int64_t n) {
+PYPRUNE_STORE_CLONES void scale_row(bf16* row, float by, const float* columns, int64_t n) {
   scale_values(row, by, columns, n);
 }
-PYPRUNE_CLONES void scale_row(f16* row, float by, const float* columns, int64_t n) {
+PYPRUNE_STORE_CLONES void scale_row(f16* row, float by, const float* columns, int64_t n) {
   scale_values(row, by, columns, n);
 }
 
