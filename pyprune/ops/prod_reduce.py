@@ -23,6 +23,8 @@ def prod_reduce(x: Tensor, y: Tensor, cu_seqlens: Tensor | None = None, group: i
 
     x, y: `[B, T, N]`, or `[N_tok, N]` with cu_seqlens; float32, bfloat16, float16 or float64 (torch backend only), the
         same dtype and device. Any strides; a last dimension that is not contiguous is copied.
+        y may have one dimension more in front, P probes that share x: `[P, B, T, N]`, or `[P, N_tok, N]` with
+        cu_seqlens. x is then read once for all of them.
     cu_seqlens: `[B + 1]` int32 or int64, non-decreasing: sample b owns tokens cu_seqlens[b] to cu_seqlens[b + 1].
         Tokens before the first and after the last offset are not read. On CUDA the values are not checked (no host
         sync).
@@ -30,9 +32,9 @@ def prod_reduce(x: Tensor, y: Tensor, cu_seqlens: Tensor | None = None, group: i
     mod_group: if positive, sum the columns that are congruent modulo it (one channel of every head): output `[B,
     mod_group]`.
 
-    Returns float32 `[B, N]`, `[B, N / group]` or `[B, mod_group]` (float64 for float64 inputs); 0 for an empty sample.
-    The C++, Triton and CUDA backends are deterministic, and a sample's bits do not depend on the rest of the batch.
-    Differentiable in x and y.
+    Returns float32 `[B, N]`, `[B, N / group]` or `[B, mod_group]`, with P in front if y has it (float64 for float64
+    inputs); 0 for an empty sample. The C++, Triton and CUDA backends are deterministic, and a sample's bits depend
+    neither on the rest of the batch nor on other probes. Differentiable in x and y.
 
     Raises: InputError for shapes, dtypes, groups or offsets that do not fit; BackendError, see `pyprune.ops.backend`.
 
@@ -48,9 +50,12 @@ def prod_reduce(x: Tensor, y: Tensor, cu_seqlens: Tensor | None = None, group: i
 def check(x: Tensor, y: Tensor, cu_seqlens: Tensor | None, group: int, mod_group: int) -> None:
     """Everything that can be told without reading data; shared by the op and its fake."""
     dims = 3 if cu_seqlens is None else 2
-    if x.dim() != dims or x.shape != y.shape:
+    if x.dim() != dims or y.dim() not in (dims, dims + 1) or y.shape[-dims:] != x.shape:
         expected = "[B, T, N]" if cu_seqlens is None else "[N_tok, N] with cu_seqlens"
-        raise InputError(f"prod_reduce: x and y must both be {expected}, got {list(x.shape)} and {list(y.shape)}")
+        raise InputError(
+            f"prod_reduce: x and y must both be {expected}, y with one more dimension in front for probes if it has "
+            f"any, got {list(x.shape)} and {list(y.shape)}"
+        )
     if x.dtype != y.dtype or x.dtype not in (*KERNEL_DTYPES, torch.float64):
         raise InputError(f"prod_reduce: x and y must share a floating dtype, got {x.dtype} and {y.dtype}")
     if x.device != y.device or (cu_seqlens is not None and cu_seqlens.device != x.device):
@@ -84,21 +89,21 @@ def reference(x: Tensor, y: Tensor, cu_seqlens: Tensor | None, group: int, mod_g
     """The definition in torch; exact to float64 for float64 inputs."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     if cu_seqlens is None:
-        sums = (x.to(wide) * y.to(wide)).sum(1)
+        sums = (x.to(wide) * y.to(wide)).sum(-2)
     else:
         spans = pairwise(cu_seqlens.tolist())
-        rows = [(x[s:e].to(wide) * y[s:e].to(wide)).sum(0) for s, e in spans]
-        sums = torch.stack(rows) if rows else x.new_zeros((0, x.shape[1]), dtype=wide)
+        rows = [(x[s:e].to(wide) * y[..., s:e, :].to(wide)).sum(-2) for s, e in spans]
+        sums = torch.stack(rows, -2) if rows else y.new_zeros((*y.shape[:-2], 0, y.shape[-1]), dtype=wide)
     if mod_group:
-        return sums.unflatten(1, (-1, mod_group)).sum(1)
-    return sums.unflatten(1, (-1, group)).sum(2) if group > 1 else sums
+        return sums.unflatten(-1, (-1, mod_group)).sum(-2)
+    return sums.unflatten(-1, (-1, group)).sum(-1) if group > 1 else sums
 
 
 def _prepared(run):
     """What every kernel needs: contiguous rows, contiguous offsets, something to read."""
 
     def call(x, y, cu_seqlens, group, mod_group):
-        if x.numel() == 0:
+        if y.numel() == 0:
             return fake(x, y, cu_seqlens, group, mod_group).zero_()
         x, y = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, y))
         return run(x, y, cu_seqlens.contiguous() if cu_seqlens is not None else None, group, mod_group)
@@ -140,11 +145,13 @@ def fake(x, y, cu_seqlens=None, group=1, mod_group=0):
     check(x, y, cu_seqlens, group, mod_group)
     samples = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty((samples, outputs(x.shape[-1], group, mod_group)), dtype=dtype)
+    probes = y.shape[: y.dim() - x.dim()]
+    return x.new_empty((*probes, samples, outputs(x.shape[-1], group, mod_group)), dtype=dtype)
 
 
 def setup_context(ctx, inputs, output) -> None:
     x, y, cu_seqlens, ctx.group, ctx.mod_group = inputs
+    ctx.probed = y.dim() > x.dim()
     ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, y if ctx.needs_input_grad[0] else None, cu_seqlens)
 
 
@@ -152,25 +159,27 @@ def backward(ctx, grad: Tensor):
     x, y, cu_seqlens = ctx.saved_tensors
     some = x if x is not None else y
     if ctx.mod_group:
-        per_column = grad.repeat(1, some.shape[-1] // ctx.mod_group)
+        per_column = torch.cat([grad] * (some.shape[-1] // ctx.mod_group), -1)
     else:
-        per_column = grad.repeat_interleave(ctx.group, dim=1)
+        per_column = grad.repeat_interleave(ctx.group, dim=-1)
     if cu_seqlens is None:
-        per_token, inside = per_column[:, None, :], None
+        per_token, inside = per_column[..., None, :], None
     else:
-        token = torch.arange(some.shape[0], device=some.device, dtype=cu_seqlens.dtype)
+        token = torch.arange(some.shape[-2], device=some.device, dtype=cu_seqlens.dtype)
         sample = torch.searchsorted(cu_seqlens, token, right=True) - 1
-        inside = ((sample >= 0) & (sample < grad.shape[0]))[:, None]
-        per_token = per_column[sample.clamp(0, grad.shape[0] - 1)]
+        inside = ((sample >= 0) & (sample < grad.shape[-2]))[:, None]
+        per_token = per_column[..., sample.clamp(0, grad.shape[-2] - 1), :]
 
-    def times(other: Tensor | None) -> Tensor | None:
+    def times(other: Tensor | None, dims: int) -> Tensor | None:
         if other is None:
             return None
-        product = (per_token * other).to(other.dtype)
+        product = per_token * other
         # Pads may hold NaN: 0 * NaN is NaN, so they are replaced and not multiplied.
-        return product if inside is None else torch.where(inside, product, 0)
+        product = product if inside is None else torch.where(inside, product, 0)
+        return (product.sum(0) if product.dim() > dims else product).to(other.dtype)
 
-    return times(y), times(x), None, None, None
+    dims = 3 if cu_seqlens is None else 2
+    return times(y, dims), times(x, dims + ctx.probed), None, None, None
 
 
 def samples() -> Iterator[tuple]:
@@ -181,18 +190,21 @@ def samples() -> Iterator[tuple]:
             yield make(*shape, dtype=dtype), make(*shape, dtype=dtype), None, group, mod_group
     for offsets in (torch.tensor([0, 3, 3, 9]), torch.tensor([1, 4, 8], dtype=torch.int32)):
         yield make(10, 12), make(10, 12), offsets, 3, 0
+    yield make(2, 5, 12), make(3, 2, 5, 12), None, 1, 4
+    yield make(10, 12), make(5, 10, 12), offsets, 1, 0
     x, y = (make(2, 5, 12).requires_grad_() for _ in range(2))
     yield x, y, None, 4, 0
+    yield make(2, 5, 12).requires_grad_(), make(3, 2, 5, 12).requires_grad_(), None, 4, 0
 
 
 def bytes_moved(x: Tensor, y: Tensor, cu_seqlens=None, group: int = 1, mod_group: int = 0) -> int:
     samples = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    written = 4 * samples * outputs(x.shape[-1], group, mod_group)
+    written = 4 * y.shape[: y.dim() - x.dim()].numel() * samples * outputs(x.shape[-1], group, mod_group)
     return x.numel() * x.element_size() + y.numel() * y.element_size() + written
 
 
 def flops(x: Tensor, y: Tensor, *_) -> int:
-    return 2 * x.numel()
+    return 2 * y.numel()
 
 
 OP = Op(
