@@ -35,6 +35,20 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
     x, y = (t.requires_grad_() for t in pair(700, 24))
     yield "ragged, gradients", (x, y, torch.tensor([1, 5, 5, 600, 690], device=device), 4, 0)
 
+    probed = [((1, 2, 5, 33), 1, 0), ((3, 2, 38, 96), 32, 0), ((5, 1, 600, 70), 1, 7), ((9, 3, 7, 40), 1, 0)]
+    if not tiny:
+        probed += [((8, 32, 128, 3072), 1, 0), ((40, 2, 700, 4200), 1, 0)]
+    for (shape, group, mod_group), dtype in itertools.product(probed, DTYPES):
+        x, y = normal(device, *shape[1:], dtype=dtype), normal(device, *shape, dtype=dtype, seed=1)
+        yield f"probes {shape} group {group} mod {mod_group} {dtype}", (x, y, None, group, mod_group)
+    x, y = normal(device, 700, 40), normal(device, 5, 700, 40, seed=1)
+    x[:3] = x[690:] = y[:, :3] = y[:, 690:] = torch.nan
+    yield "ragged probes between NaN", (x, y, torch.tensor([3, 3, 41, 650, 690], device=device), 1, 8)
+    yield "no probes", (x, y[:0], torch.tensor([3, 41], device=device), 1, 0)
+    x, y = normal(device, 2, 9, 24).requires_grad_(), normal(device, 2, 3, 9, 24, seed=1).transpose(0, 1)
+    yield "strided probes, gradients", (x, y.requires_grad_(), None, 1, 6)
+    yield "one y for all probes", (x.detach(), y.detach()[:1].expand(6, 2, 9, 24), None, 4, 0)
+
     x, y = pair(3, 11, 64)
     buffer = torch.full((11, 3, 96), torch.nan, device=device)
     buffer[:, :, 16:80] = x.transpose(0, 1)
@@ -45,11 +59,16 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
         x, y = (normal(device, 3, 64, dtype=torch.bfloat16, seed=s) for s in (0, 1))
         yield "rows 2^31 elements apart", (far_apart(device, x)[None], y[None], None, 1, 0)
         yield "ragged rows 2^31 elements apart", (far_apart(device, x), y, torch.tensor([0, 1, 3], device=device), 1, 0)
+        yield "probes 2^31 elements apart", (x[:1, None], far_apart(device, x)[:, None, None], None, 1, 0)
 
 
 def batches(device: str) -> list[list[tuple]]:
-    x, y = (normal(device, 5, 1100, 300, seed=s) for s in (0, 1))
-    offsets = torch.arange(6, device=device) * 1100
-    alone = [(x[b : b + 1], y[b : b + 1], None, 3, 0) for b in range(5)]
-    ragged = (x.flatten(0, 1), y.flatten(0, 1), offsets, 3, 0)
-    return [[(x, y, None, 3, 0)], alone, [ragged], [(x[:2], y[:2], None, 3, 0), (x[2:], y[2:], None, 3, 0)]]
+    """Rows of the results in the order of probes, then samples."""
+    x, y = normal(device, 3, 530, 300), normal(device, 5, 3, 530, 300, seed=1)
+    offsets = torch.arange(4, device=device) * 530
+    together = [(x, y, None, 3, 0)]
+    alone = [(x[b : b + 1], probe[b : b + 1], None, 3, 0) for probe in y for b in range(3)]
+    ragged = [(x.flatten(0, 1), y.flatten(1, 2), offsets, 3, 0)]
+    one_by_one = [(x, probe, None, 3, 0) for probe in y]
+    parted = [(x, y[:2], None, 3, 0), (x, y[2:], None, 3, 0)]
+    return [together, alone, ragged, one_by_one, parted]
