@@ -54,10 +54,18 @@ def locate(slot, cu_seqlens, samples, tokens, RAGGED: tl.constexpr, SEGMENT: tl.
 
 @triton.jit
 def add_segments_kernel(
-    partial, out, cu_seqlens, tokens, columns, RAGGED: tl.constexpr, SEGMENT: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Grid (samples, column blocks). Adds the partial sums of samples with more than one segment, in order."""
+    partial, out, cu_seqlens, tokens, columns,
+    RAGGED: tl.constexpr, SEGMENT: tl.constexpr, COLUMNS: tl.constexpr, samples=0, slots=0,
+):  # fmt: skip
+    """Grid (samples, column blocks, planes). Adds the partial sums of samples with more than one segment, in order.
+
+    A plane is one `partial` `[slots, columns]` and its `out` `[samples, columns]`; `samples` and `slots` matter to
+    the planes behind the first.
+    """
     b = tl.program_id(0).to(tl.int64)
+    plane = tl.program_id(2).to(tl.int64)
+    partial += plane * slots * columns
+    out += plane * samples * columns
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
     if RAGGED:

@@ -30,7 +30,8 @@ constexpr int64_t kRows = 4;
 // Narrower blocks lose up to 25 % of a core's bandwidth: only where there are fewer tasks than threads.
 constexpr int64_t kNarrowestColumns = 512;
 // Probes whose rows are read side by side while the values of x stay in registers. For 8 probes on [32,128,3072] fp32,
-// 4 take 19.8 ms (plain reading of all bytes: 18.7), 2 take 20.9; all rows of a tile for one probe after the other 23.4.
+// 4 take 19.8 ms (plain reading of all bytes: 18.7), 2 take 20.9; all rows of a tile for one probe after the
+// other 23.4.
 constexpr int64_t kProbes = 4;
 // Probes per pass over x and their accumulators, 128 KB of L2: more than 8 probes take fewer columns at a time.
 constexpr int64_t kProbesTogether = 32;
@@ -81,8 +82,7 @@ PYPRUNE_INTO_CLONE void add_rows_of_probes(Sums sums, const Rows<T>& rows, int64
   int64_t p = 0;
   for (; p + kProbes <= rows.probes; p += kProbes)
     add_rows<R, kProbes>({sums.at + p * sums.probe, sums.probe}, rows.at(t, p, 0), columns);
-  for (; p < rows.probes; ++p)
-    add_rows<R, 1>({sums.at + p * sums.probe, sums.probe}, rows.at(t, p, 0), columns);
+  for (; p < rows.probes; ++p) add_rows<R, 1>({sums.at + p * sums.probe, sums.probe}, rows.at(t, p, 0), columns);
 }
 
 PYPRUNE_INTO_CLONE void clear(Sums sums, int64_t probes, int64_t columns) {
@@ -143,8 +143,7 @@ void add_rows_of_probes_avx512(Sums sums, const Rows<T>& rows, int64_t t, int64_
   int64_t p = 0;
   for (; p + kProbes <= rows.probes; p += kProbes)
     add_rows_avx512<R, kProbes>({sums.at + p * sums.probe, sums.probe}, rows.at(t, p, 0), columns);
-  for (; p < rows.probes; ++p)
-    add_rows_avx512<R, 1>({sums.at + p * sums.probe, sums.probe}, rows.at(t, p, 0), columns);
+  for (; p < rows.probes; ++p) add_rows_avx512<R, 1>({sums.at + p * sums.probe, sums.probe}, rows.at(t, p, 0), columns);
 }
 
 // 16 lanes at a time and the hardware's conversion of fp16: the compiler's loops take 8 lanes for these types, and read
@@ -229,8 +228,13 @@ void reduce(const Tensor& x, const Tensor& y, const std::vector<int64_t>& offset
   const int64_t samples = out.size(-2), outputs = out.size(-1), columns = x.size(-1);
   const int64_t x_sample = ragged ? 0 : x.stride(0), y_sample = ragged ? 0 : y.stride(-3);
   const bool probed = y.dim() > x.dim();
-  const Rows<T> rows{static_cast<const T*>(x.const_data_ptr()), static_cast<const T*>(y.const_data_ptr()),
-                     x.stride(-2), y.stride(-2), probed ? y.stride(0) : 0, probed ? y.size(0) : 1, 0};
+  const Rows<T> rows{static_cast<const T*>(x.const_data_ptr()),
+                     static_cast<const T*>(y.const_data_ptr()),
+                     x.stride(-2),
+                     y.stride(-2),
+                     probed ? y.stride(0) : 0,
+                     probed ? y.size(0) : 1,
+                     0};
   const Segments cut = cut_into_segments(samples, ragged ? 0 : x.size(1), offsets);
   const Sums result{out.mutable_data_ptr<float>(), samples * outputs};
   std::vector<float> workspace(rows.probes * cut.slots * outputs);

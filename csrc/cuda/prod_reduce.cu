@@ -25,25 +25,25 @@ void prod_reduce(const Tensor& x, const Tensor& y, std::optional<Tensor> cu_seql
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_handle));
   const auto stream = static_cast<cudaStream_t>(stream_handle);
 
-  const bool ragged = cu_seqlens.has_value();
-  Rows rows{x.const_data_ptr(), y.const_data_ptr(), 0, x.stride(0), 0, y.stride(0)};
-  rows.tokens = x.size(ragged ? 0 : 1);
+  const bool ragged = cu_seqlens.has_value(), probed = y.dim() > x.dim();
+  Rows rows{x.const_data_ptr(), y.const_data_ptr(), 0, x.stride(-2), 0, y.stride(-2)};
+  rows.y_probe = probed ? y.stride(0) : 0, rows.probes = probed ? y.size(0) : 1;
+  rows.tokens = x.size(-2);
   rows.columns = x.size(-1);
   rows.samples = ragged ? cu_seqlens->numel() - 1 : x.size(0);
   if (ragged) {
     rows.cu_seqlens = cu_seqlens->const_data_ptr();
     rows.wide_offsets = cu_seqlens->scalar_type() == ScalarType::Long;
   } else {
-    rows.x_sample = x.stride(0), rows.x_token = x.stride(1);
-    rows.y_sample = y.stride(0), rows.y_token = y.stride(1);
+    rows.x_sample = x.stride(0), rows.y_sample = y.stride(-3);
   }
-  const int64_t outputs = out.size(1);
+  const int64_t outputs = out.size(-1), results = rows.probes * rows.samples;
   if (rows.samples == 0) return;
-  Tensor sums =
-      outputs == rows.columns ? out : torch::stable::new_empty(x, {rows.samples, rows.columns}, ScalarType::Float);
+  Tensor sums = outputs == rows.columns ? out : torch::stable::new_empty(x, {results, rows.columns}, ScalarType::Float);
 
   const int64_t slots = ragged ? slot_count(rows.tokens, rows.samples) : rows.samples * segment_count(rows.tokens);
-  Tensor partial = torch::stable::new_empty(x, {rows.tokens > kSegment ? slots : 0, rows.columns}, ScalarType::Float);
+  const int64_t partials = rows.tokens > kSegment ? rows.probes * slots : 0;
+  Tensor partial = torch::stable::new_empty(x, {partials, rows.columns}, ScalarType::Float);
   float* const s = sums.mutable_data_ptr<float>();
   float* const p = partial.mutable_data_ptr<float>();
   switch (x.scalar_type()) {
@@ -61,7 +61,7 @@ void prod_reduce(const Tensor& x, const Tensor& y, std::optional<Tensor> cu_seql
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   if (outputs == rows.columns) return;
-  launch_fold(s, out.mutable_data_ptr<float>(), rows.samples, rows.columns, outputs, mod_group > 0, stream);
+  launch_fold(s, out.mutable_data_ptr<float>(), results, rows.columns, outputs, mod_group > 0, stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

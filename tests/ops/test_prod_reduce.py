@@ -61,6 +61,29 @@ def test_literal_ragged(backend):
 
 @BACKENDS
 @DTYPES
+def test_literal_probes(backend, dtype):
+    x = torch.tensor([[[1.0, 2], [3, 4]]], dtype=dtype)
+    y = torch.tensor([[[[1.0, 1], [1, 1]]], [[[0, 5], [2, 0]]], [[[-1, 0], [0, -1]]]], dtype=dtype)
+    with ops.backend(backend):
+        numerics.exact(ops.prod_reduce(x, y), torch.tensor([[[4.0, 6]], [[6, 10]], [[-1, -4]]]))
+        numerics.exact(ops.prod_reduce(x, y, group=2), torch.tensor([[[10.0]], [[16]], [[-5]]]))
+        ragged = ops.prod_reduce(x[0], y[:, 0], torch.tensor([0, 1, 1, 2]))
+    expected = [[[1.0, 2], [0, 0], [3, 4]], [[0, 10], [0, 0], [6, 0]], [[-1, 0], [0, 0], [0, -4]]]
+    numerics.exact(ragged, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@DTYPES
+@pytest.mark.parametrize(("probes", "group", "mod_group"), [(1, 1, 0), (7, 1, 0), (37, 1, 0), (37, 3, 0), (9, 1, 50)])
+def test_a_probe_has_the_bits_of_no_probes(backend, dtype, probes, group, mod_group):
+    x, y = pair(2, 519, 300, dtype=dtype)[0], pair(probes, 2, 519, 300, dtype=dtype)[1]
+    with ops.backend(backend):
+        together = ops.prod_reduce(x, y, None, group, mod_group)
+        numerics.exact(together, torch.stack([ops.prod_reduce(x, probe, None, group, mod_group) for probe in y]))
+
+
+@BACKENDS
+@DTYPES
 @pytest.mark.parametrize(
     ("shape", "group", "mod_group"),
     [
@@ -186,6 +209,15 @@ def test_gradients(group, mod_group, ragged):
     assert torch.autograd.gradcheck(lambda a, b: ops.prod_reduce(a, b, offsets, group, mod_group), (x, y))
 
 
+@pytest.mark.parametrize(("group", "mod_group"), [(1, 0), (3, 0), (1, 3)])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_gradients_of_probes(group, mod_group, ragged):
+    x, y = pair(*((7, 6) if ragged else (2, 3, 6)))[0], pair(*((4, 7, 6) if ragged else (4, 2, 3, 6)))[1]
+    offsets = torch.tensor([1, 3, 3, 6]) if ragged else None
+    x, y = (t.double().requires_grad_() for t in (x, y))
+    assert torch.autograd.gradcheck(lambda a, b: ops.prod_reduce(a, b, offsets, group, mod_group), (x, y))
+
+
 def test_gradient_of_pads_is_zero():
     x, y = pair(4, 2)
     y[3] = torch.nan
@@ -208,6 +240,9 @@ def test_compiles_as_one_graph(backend):
     [
         (lambda x, y: (x, y[:1]), "must both be"),
         (lambda x, y: (x[0], y[0]), "must both be"),
+        (lambda x, y: (x, y[None, :, :2]), "more dimension in front for probes"),
+        (lambda x, y: (x, y[None, None]), "more dimension in front for probes"),
+        (lambda x, y: (x[None], y), "must both be"),
         (lambda x, y: (x, y.half()), "share a floating dtype"),
         (lambda x, y: (x.int(), y.int()), "share a floating dtype"),
         (lambda x, y: (x, y, None, 5), "no multiple of group 5"),
@@ -239,6 +274,9 @@ def test_bytes_and_flops():
     x, y = pair(2, 3, 8, dtype=torch.bfloat16)
     assert bytes_moved(x, y, None, 4) == 2 * 2 * 3 * 8 * 2 + 2 * 2 * 4
     assert flops(x, y) == 2 * 2 * 3 * 8
+    y = y.expand(5, 2, 3, 8)
+    assert bytes_moved(x, y, None, 4) == 6 * 2 * 3 * 8 * 2 + 5 * 2 * 2 * 4
+    assert flops(x, y) == 5 * 2 * 2 * 3 * 8
 
 
 def test_explicit_backend_never_falls_back():
