@@ -14,6 +14,7 @@ from pyprune.ops.knapsack import knapsack, quantise_costs
 from pyprune.ops.latency_envelope import latency_envelope
 from pyprune.ops.prod_reduce import prod_reduce
 from pyprune.ops.rearrange import rearrange
+from pyprune.ops.wgrad_group_scores import wgrad_group_scores
 
 __all__ = [
     "BACKENDS",
@@ -34,4 +35,5 @@ __all__ = [
     "quantise_costs",
     "rearrange",
     "table",
+    "wgrad_group_scores",
 ]
