@@ -162,12 +162,11 @@ PYPRUNE_CLONES void score(float* __restrict w, const float* __restrict total, co
 
 PYPRUNE_CLONES void sum_tile(const float* __restrict tile, float* __restrict rows, float* __restrict columns) {
   std::fill(columns, columns + kTileColumns, 0.f);
-  for (int64_t i = 0; i < kTileRows; ++i) {
-    float half[kTileColumns];
-    for (int64_t j = 0; j < kTileColumns; ++j) columns[j] += half[j] = tile[i * kTileColumns + j];
-    for (int64_t h = kTileColumns / 2; h > 0; h /= 2)
-      for (int64_t j = 0; j < h; ++j) half[j] += half[j + h];
-    rows[i] = half[0];
+  for (int64_t i = 0; i < kTileRows; ++i, tile += kTileColumns) {
+    for (int64_t j = 0; j < kTileColumns; ++j) columns[j] += tile[j];
+    float lane[8];
+    for (int64_t j = 0; j < 8; ++j) lane[j] = (tile[j] + tile[j + 16]) + (tile[j + 8] + tile[j + 24]);
+    rows[i] = ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
   }
 }
 
@@ -244,9 +243,11 @@ void scores(const Tensor& dy, const Tensor& x, const Tensor& w, const std::vecto
         }
       }
 
-      for (int64_t t = 0; t < m * n; ++t) {
-        const int64_t i = i0 + t % m * kTileRows, j = j0 + t / m * kTileColumns, live = std::min(d - j, kTileColumns);
-        std::fill(tile, tile + kTile, 0.f);
+      // Along the rows of w, whose next columns the hardware then brings by itself.
+      for (int64_t u = 0; u < m * n; ++u) {
+        const int64_t t = u % n * m + u / n, i = i0 + u / n * kTileRows, j = j0 + u % n * kTileColumns;
+        const int64_t live = std::min(d - j, kTileColumns);
+        if (live < kTileColumns || p - i < kTileRows) std::fill(tile, tile + kTile, 0.f);
         for (int64_t r = 0; r < std::min(p - i, kTileRows); ++r) {
           const float* row = widen(wide, weight + (i + r) * w_row + j, live);
           std::copy(row, row + live, tile + r * kTileColumns);
