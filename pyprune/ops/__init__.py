@@ -12,6 +12,7 @@ from pyprune.ops.gather_compact import gather_compact
 from pyprune.ops.hadamard_gram import hadamard_gram
 from pyprune.ops.knapsack import knapsack, quantise_costs
 from pyprune.ops.latency_envelope import latency_envelope
+from pyprune.ops.linear_cross_entropy import linear_cross_entropy
 from pyprune.ops.prod_reduce import prod_reduce
 from pyprune.ops.rearrange import rearrange
 from pyprune.ops.wgrad_group_scores import wgrad_group_scores
@@ -31,6 +32,7 @@ __all__ = [
     "hadamard_gram",
     "knapsack",
     "latency_envelope",
+    "linear_cross_entropy",
     "prod_reduce",
     "quantise_costs",
     "rearrange",
