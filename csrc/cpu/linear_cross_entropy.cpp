@@ -1,6 +1,7 @@
-// The fused half of linear_cross_entropy: rows of logits become rows of their loss's gradient, in place. The products on
-// either side are library calls. Three passes over a row, which stays in L2 (30,522 words are 122 KB), where
-// log_softmax and its gradient in torch make six over memory.
+// The three steps of linear_cross_entropy on some rows: logits = x weight^T, rows of logits become rows of their loss's
+// gradient in place, dx = gradient weight. The products are library calls on fixed blocks of words. The step between
+// them makes three passes over a row, which stays in L2 (30,522 words are 122 KB), where log_softmax and its gradient
+// in torch make six over memory.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,13 +10,17 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <type_traits>
+#include <vector>
 
 #include "cpu/exp.h"
+#include "cpu/serial_mm.h"
 #include "cpu/simd.h"
 
 namespace pyprune {
 namespace {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // In the order of TARGETS in pyprune/ops/linear_cross_entropy.py.
@@ -216,9 +221,94 @@ double probe(float* row, int64_t n, uint64_t key) {
   return sums[2] / norm - along * sums[3] / sums[0];
 }
 
+PYPRUNE_CLONES void widen(float* __restrict wide, const bf16* __restrict row, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) wide[i] = load(row[i]);
+}
+
+PYPRUNE_CLONES void widen(float* __restrict wide, const f16* __restrict row, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) wide[i] = load(row[i]);
+}
+
+// Rows of a 16-bit weight that are widened at a time: 1.5 MB at a width of 768, which stays in L2 for its product.
+constexpr int64_t kWidened = 512;
+
+// f(first word, matrix of words x width) over the words [begin, end) of the weight.
+template <typename T, typename F>
+void each_part(const Tensor& weight, int64_t begin, int64_t end, const F& f) {
+  const int64_t row = weight.stride(0), column = weight.stride(1), width = weight.size(1);
+  const T* const data = static_cast<const T*>(weight.const_data_ptr());
+  if constexpr (std::is_same_v<T, float>) {
+    f(begin, Matrix{const_cast<float*>(data) + begin * row, end - begin, width, row, column});
+  } else {
+    std::vector<float> wide(std::min(kWidened, end - begin) * width);
+    for (int64_t first = begin; first < end; first += kWidened) {
+      const int64_t words = std::min(kWidened, end - first);
+      for (int64_t w = 0; w < words; ++w) widen(wide.data() + w * width, data + (first + w) * row, width);
+      f(first, Matrix{wide.data(), words, width, width, 1});
+    }
+  }
+}
+
+template <typename T>
+void logits(const Matrix& x, const Tensor& weight, int64_t block, const Matrix& out) {
+  const int64_t words = weight.size(0);
+  for_each_serially((words + block - 1) / block, [&](int64_t i) {
+    each_part<T>(weight, i * block, std::min(words, (i + 1) * block), [&](int64_t first, const Matrix& w) {
+      serial_mm(x, {w.data, w.columns, w.rows, w.column, w.row}, {out.data + first, out.rows, w.rows, out.row, 1});
+    });
+  });
+}
+
+template <typename T>
+void gradient(const Matrix& g, const Tensor& weight, int64_t block, float* partial) {
+  const int64_t words = weight.size(0), width = weight.size(1), size = g.rows * width;
+  for_each_serially((words + block - 1) / block, [&](int64_t i) {
+    const int64_t begin = i * block;
+    std::vector<float> later;
+    each_part<T>(weight, begin, std::min(words, begin + block), [&](int64_t first, const Matrix& w) {
+      if (first > begin) later.resize(size);
+      float* const out = first > begin ? later.data() : partial + i * size;
+      serial_mm({g.data + first, g.rows, w.rows, g.row, 1}, w, {out, g.rows, width, width, 1});
+      if (first > begin) add(partial + i * size, out, size);
+    });
+  });
+}
+
+// f with a null pointer to the storage type of the weight
+template <typename F>
+void of_type(const Tensor& weight, const F& f) {
+  switch (weight.scalar_type()) {
+    case ScalarType::Float:
+      return f(static_cast<float*>(nullptr));
+    case ScalarType::BFloat16:
+      return f(static_cast<bf16*>(nullptr));
+    case ScalarType::Half:
+      return f(static_cast<f16*>(nullptr));
+    default:
+      STD_TORCH_CHECK(false, "linear_cross_entropy: weight must be float32, bfloat16 or float16");
+  }
+}
+
+Matrix rows_of(const Tensor& t) {
+  return {static_cast<float*>(const_cast<void*>(t.const_data_ptr())), t.size(0), t.size(1), t.stride(0), 1};
+}
+
+// out = x weight^T, in independent blocks of `block` words. x, out: float32, rows contiguous; weight: 16-bit with
+// contiguous rows, or float32. Checked, like all below, by pyprune/ops/linear_cross_entropy.py, the only caller.
+void logits_(const Tensor& x, const Tensor& weight, int64_t block, Tensor out) {
+  of_type(weight,
+          [&](auto* p) { logits<std::remove_pointer_t<decltype(p)>>(rows_of(x), weight, block, rows_of(out)); });
+}
+
+// partial[i] = g weight over the i-th `block` words; float32 [blocks, rows, width], contiguous.
+void logits_gradient_(const Tensor& g, const Tensor& weight, int64_t block, Tensor partial) {
+  float* const out = partial.mutable_data_ptr<float>();
+  of_type(weight, [&](auto* p) { gradient<std::remove_pointer_t<decltype(p)>>(rows_of(g), weight, block, out); });
+}
+
 // logits, teacher: float32 [rows, columns], rows contiguous; logits becomes the gradient, teacher is used up. bias,
 // teacher_bias: float32 [columns]; keys: int64 [rows]; loss: float32 [rows]; picked: int64 [rows], holds the labels for
-// kLabels. Checked by pyprune/ops/linear_cross_entropy.py, the only caller.
+// kLabels.
 void cross_entropy_rows_(Tensor logits, std::optional<Tensor> bias, std::optional<Tensor> teacher,
                          std::optional<Tensor> teacher_bias, std::optional<Tensor> keys, int64_t target,
                          double temperature, Tensor loss, Tensor picked) {
@@ -260,11 +350,15 @@ void cross_entropy_rows_(Tensor logits, std::optional<Tensor> bias, std::optiona
 }  // namespace pyprune
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pyprune_cpp, m) {
+  m.def("logits_(Tensor x, Tensor weight, int block, Tensor(a!) out) -> ()");
+  m.def("logits_gradient_(Tensor g, Tensor weight, int block, Tensor(a!) partial) -> ()");
   m.def(
       "cross_entropy_rows_(Tensor(a!) logits, Tensor? bias, Tensor(b!)? teacher, Tensor? teacher_bias, Tensor? keys, "
       "int target, float temperature, Tensor(c!) loss, Tensor(d!) picked) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pyprune_cpp, CPU, m) {
+  m.impl("logits_", TORCH_BOX(&pyprune::logits_));
+  m.impl("logits_gradient_", TORCH_BOX(&pyprune::logits_gradient_));
   m.impl("cross_entropy_rows_", TORCH_BOX(&pyprune::cross_entropy_rows_));
 }

@@ -6,6 +6,7 @@ distillation of a decoder need of its head.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,6 @@ IGNORED = -100
 # Logits that exist at once, and the fewest rows of a product that keep it efficient: (elements, rows). On 2 cores with
 # V = 30,522 products of 256 rows run at 83-95 % of the speed of 1,024 and take 31 MB.
 CHUNK = {"cpu": (1 << 23, 128), "cuda": (1 << 27, 1024)}
-# Rows of a 16-bit weight that a CPU widens at a time.
-WIDENED = 2048
 
 
 def linear_cross_entropy(
@@ -210,44 +209,24 @@ def chunk_rows(rows: int, words: int, device: str) -> int:
     return min(rows, -(-rows // parts // 64) * 64)
 
 
-def logits_into(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """out = x weight^T; float32 whatever the dtype of both."""
-    if x.dtype == out.dtype:
-        out.addmm_(x, weight.T, beta=0)
-    elif x.is_cuda:
-        torch.mm(x, weight.T, out_dtype=out.dtype, out=out)
-    else:
-        x = x.float()
-        for words, part in widened(weight):
-            out[:, words].addmm_(x, part.T, beta=0)
+@dataclass(frozen=True)
+class _Steps:
+    """How a backend does the three steps of some rows.
 
-
-def product_into(g: Tensor, weight: Tensor, out: Tensor, scale: float) -> None:
-    """out = scale g weight, rounded to out's dtype once."""
-    if g.dtype == out.dtype and (g.is_cuda or g.dtype == torch.float32):
-        out.addmm_(g, weight, beta=0, alpha=scale)
-        return
-    total = out.new_zeros(out.shape, dtype=torch.float32)
-    for words, part in widened(weight):
-        total.addmm_(g[:, words].float(), part, alpha=scale)
-    out.copy_(total)
-
-
-def widened(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """A 16-bit weight in float32, part by part: CPUs without units for it multiply 16-bit matrices slowly and round."""
-    buffer = weight.new_empty((min(WIDENED, len(weight)), weight.shape[1]), dtype=torch.float32)
-    for first in range(0, len(weight), WIDENED):
-        words = slice(first, first + WIDENED)
-        part = weight[words]
-        yield words, buffer[: len(part)].copy_(part)
-
-
-def _run(rows_: Callable, narrow: bool, *args) -> tuple[Tensor, Tensor, Tensor]:
-    """Chunk by chunk: a product, `rows_` on the logits, a product. `narrow`: gradients in x's dtype, for the second.
-
-    rows_(logits, gradient, bias, teacher, teacher_bias, keys, target, temperature, scale, loss, picked) writes scale
-    times the gradient, which may be `logits` itself, and takes labels from `picked`.
+    logits: (x, weight, out float32), out = x weight^T
+    rows: (logits, gradient, bias, teacher, teacher_bias, keys, target, temperature, scale, loss, picked): gradient, which
+        may be `logits` itself, becomes scale times the loss's; labels stand in `picked`
+    product: (gradient, weight, out, factor), out = factor gradient weight
+    narrow: whether the gradient of the logits is in x's dtype
     """
+
+    logits: Callable
+    rows: Callable
+    product: Callable
+    narrow: bool
+
+
+def _run(steps: _Steps, *args) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, bias, labels, target, teacher_x, teacher_weight, teacher_bias, temperature, seed, row_ids = args
     loss, dx, picked = fake(*args)
     rows, words = x.shape[0], weight.shape[0]
@@ -261,44 +240,88 @@ def _run(rows_: Callable, narrow: bool, *args) -> tuple[Tensor, Tensor, Tensor]:
     buffer = lambda dtype: x.new_empty((step, words + pad), dtype=dtype)[:, :words]  # noqa: E731
     bias, teacher_bias = (b if b is None else F.pad(b.float(), (0, pad)) for b in (bias, teacher_bias))
     logits = buffer(torch.float32)
-    gradients = buffer(x.dtype) if narrow and x.dtype != torch.float32 else logits
+    gradients = buffer(x.dtype) if steps.narrow and x.dtype != torch.float32 else logits
     teacher = buffer(torch.float32) if target == "kl" else None
     # Most probabilities of a large vocabulary are no normal float16 numbers (below 6e-5), but 4,096 times them are.
     scale = 4096.0 if gradients.dtype == torch.float16 else 1.0
     for first in range(0, rows, step):
         now = slice(first, min(first + step, rows))
         z, g, t = (b if b is None else b[: now.stop - first] for b in (logits, gradients, teacher))
-        logits_into(x[now], weight, z)
+        steps.logits(x[now], weight, z)
         if t is not None:
-            logits_into(teacher_x[now], teacher_weight, t)
+            steps.logits(teacher_x[now], teacher_weight, t)
         key = keys if keys is None else keys[now]
-        rows_(z, g, bias, t, teacher_bias, key, target, temperature, scale, loss[now], picked[now])
+        steps.rows(z, g, bias, t, teacher_bias, key, target, temperature, scale, loss[now], picked[now])
         if target == "max_logit":
             dx[now] = weight[picked[now]]
         else:
-            product_into(g, weight, dx[now], 1 / scale)
+            steps.product(g, weight, dx[now], 1 / scale)
     return loss, dx, picked
 
 
-def run_cpp(x: Tensor, weight: Tensor, bias, labels, *rest) -> tuple[Tensor, Tensor, Tensor]:
-    def rows_(z, g, bias, teacher, teacher_bias, keys, target, temperature, scale, loss, picked):
-        call = _native.op("cpp", "cross_entropy_rows_")
-        call(z, bias, teacher, teacher_bias, keys, TARGETS.index(target), temperature, loss, picked)
+def word_block(words: int) -> int:
+    """Words of one block of a product on the CPU; of the vocabulary alone, so that neither threads nor rows decide over
+    the order in which dx is added up. At most 16 parts of dx exist at once.
+    """
+    blocks = min(16, -(-words // 4096))
+    return -(-words // blocks // 64) * 64
 
+
+def _cpp_logits(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    _native.op("cpp", "logits_")(x.float().contiguous(), _rows(weight), word_block(len(weight)), out)
+
+
+def _cpp_product(g: Tensor, weight: Tensor, out: Tensor, factor: float) -> None:
+    block = word_block(len(weight))
+    parts = g.new_empty((-(-len(weight) // block), *out.shape))
+    _native.op("cpp", "logits_gradient_")(g, _rows(weight), block, parts)
+    for part in parts[1:]:
+        parts[0].add_(part)
+    out.copy_(parts[0])
+
+
+def _rows(weight: Tensor) -> Tensor:
+    return weight if weight.dtype == torch.float32 or weight.stride(1) == 1 else weight.contiguous()
+
+
+def _cpp_rows(z, g, bias, teacher, teacher_bias, keys, target, temperature, scale, loss, picked) -> None:
+    call = _native.op("cpp", "cross_entropy_rows_")
+    call(z, bias, teacher, teacher_bias, keys, TARGETS.index(target), temperature, loss, picked)
+
+
+def run_cpp(x: Tensor, weight: Tensor, bias, labels, *rest) -> tuple[Tensor, Tensor, Tensor]:
+    steps = _Steps(_cpp_logits, _cpp_rows, _cpp_product, narrow=False)
     if labels is None or bool((labels != IGNORED).all()):
-        return _run(rows_, False, x, weight, bias, labels, *rest)
+        return _run(steps, x, weight, bias, labels, *rest)
     # Rows without a label cost nothing: a masked language model labels 15 % of them, an instruction's answer a part.
     live = (labels != IGNORED).nonzero()[:, 0]
     outputs = fake(x, weight, bias, labels, *rest)
-    found = _run(rows_, False, x[live], weight, bias, labels[live], *rest)
+    found = _run(steps, x[live], weight, bias, labels[live], *rest)
     fills = 0, 0, IGNORED
     return tuple(o.fill_(f).index_copy_(0, live, r) for o, f, r in zip(outputs, fills, found, strict=True))
 
 
+def _library_logits(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    if x.dtype == out.dtype:
+        torch.mm(x, weight.T, out=out)
+    elif x.is_cuda:
+        torch.mm(x, weight.T, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(x.float(), weight.T.float(), out=out)
+
+
+def _library_product(g: Tensor, weight: Tensor, out: Tensor, factor: float) -> None:
+    if g.is_cuda:
+        out.addmm_(g, weight, beta=0, alpha=factor)
+    else:
+        out.copy_(g.float() @ weight.float() * factor)
+
+
 def run_triton(*args) -> tuple[Tensor, Tensor, Tensor]:
+    """The CPU's branches of the products serve Triton's interpreter."""
     from pyprune.triton_kernels.linear_cross_entropy import cross_entropy_rows_
 
-    return _run(cross_entropy_rows_, True, *args)
+    return _run(_Steps(_library_logits, cross_entropy_rows_, _library_product, narrow=True), *args)
 
 
 def supports(x: Tensor, weight: Tensor, *_) -> Support:
