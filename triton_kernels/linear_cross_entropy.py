@@ -4,7 +4,6 @@ One program owns a row and reads it twice, every lane with its own running maxim
 one program takes about 20 us for 128 k words at 50 GB/s, while the product before it reads the whole weight.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -31,6 +30,11 @@ def noise(column, low, high):
     h = h * 0x735A2D97
     h = (h ^ (h >> 15)) * 0x31848BAB
     return h ^ (h >> 16)
+
+
+@triton.jit
+def halves(key):
+    return key.to(tl.uint32), (key >> 32).to(tl.uint32)
 
 
 @triton.jit
@@ -81,13 +85,12 @@ def cross_entropy_rows_kernel(
         t_top, t_total = top, total
     if TARGET == PROBE:
         along = total
+        low, high = halves(tl.load(keys + i))
     if TARGET == SAMPLED:
         best, best_noise = tl.full((COLUMNS,), float("-inf"), tl.float32), total
-    if TARGET == SAMPLED or TARGET == MAX_LOGIT:
-        at = lane * 0
-    if TARGET == SAMPLED or TARGET == PROBE:
-        key = tl.load(keys + i)
-        low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+        low, high = halves(tl.load(keys + i))
+    at = lane * 0
+    terms = total
     if TARGET == LABELS:
         label = tl.load(picked + i)
         inside = (label >= 0) & (label < columns)
@@ -142,8 +145,6 @@ def cross_entropy_rows_kernel(
         if TARGET == PROBE:
             root_factor = tl.sqrt(p_factor)
             along *= root_factor
-        if TARGET == KL or TARGET == PROBE:
-            terms = tl.zeros((COLUMNS,), tl.float32)
         if TARGET == LABELS:
             scale = tl.where(label == IGNORED, 0.0, scale)
 
@@ -152,7 +153,10 @@ def cross_entropy_rows_kernel(
             z = load_logits(z_row, bias, column, columns, padded, inverse_temperature, BIAS) - z_top
             p = tl.exp(z) * p_factor
             if TARGET == KL:
-                t = load_logits(t_row, teacher_bias, column, columns, padded, inverse_temperature, TEACHER_BIAS) - t_largest
+                t = (
+                    load_logits(t_row, teacher_bias, column, columns, padded, inverse_temperature, TEACHER_BIAS)
+                    - t_largest
+                )
                 q = tl.exp(t) * t_factor
                 # A word that both models mask has logits of -inf, whose difference is NaN.
                 terms += tl.where(q == 0.0, 0.0, q * (t - z))

@@ -1,7 +1,7 @@
 """linear_cross_entropy: a language model's head and its loss, with the gradient of the hidden states alone.
 
-The `[N, V]` logits exist a few rows at a time, and the weight's gradient is never formed: what scores, sensitivities and
-distillation of a decoder need of its head.
+The `[N, V]` logits exist a few rows at a time, and the weight's gradient is never formed: scores, sensitivities and
+distillation of a decoder need no more of its head.
 """
 
 import math
@@ -51,17 +51,19 @@ def linear_cross_entropy(
         "sampled"    the same with a label drawn from p: true Fisher information, without labels.
         "max_logit"  loss = max z (the value itself), dx = W[argmax]; the lowest word wins ties.
         "kl"         loss = tau^2 KL(q || p') with p' = softmax(z / tau), q = softmax(z_teacher / tau), tau the
-                     temperature (Hinton et al. 2015, §2.1: the factor keeps the gradient's size), dx = tau W^T (p' - q).
-                     teacher_x: `[N, d_teacher]`, teacher_weight: `[V, d_teacher]`, teacher_bias: `[V]`.
+                     temperature (Hinton et al. 2015, §2.1: the factor keeps the gradient's size),
+                     dx = tau W^T (p' - q). teacher_x: `[N, d_teacher]`, teacher_weight: `[V, d_teacher]`,
+                     teacher_bias: `[V]`.
         "probe"      loss = <g, z>, dx = W^T g for g = sqrt(p) eps - p <sqrt(p), eps> with random signs eps, held
                      constant: E[g g^T] = diag(p) - p p^T, the Fisher information of the logits.
     seed, row_ids: the noise of "sampled" and "probe" is a function of the seed, the row's id (int64 `[N]`, its
         position unless given) and the word: it depends neither on the batch nor on the backend. Give ids that belong to
         the token to draw the same in any batch.
 
-    Returns loss float32 `[N]` (float64 for float64), dx in x's dtype `[N, d]`, picked int64 `[N]` (label, drawn label or
-    argmax; -100 for kl and probe). Logits and sums are fp32. Differentiable in x only, through loss, with dx as computed
-    here: dx has no gradient of its own. A row's last bits may depend on N, because the library's products do.
+    Returns loss float32 `[N]` (float64 for float64), dx in x's dtype `[N, d]`, picked int64 `[N]` (label, drawn label
+    or argmax; -100 for kl and probe). Logits and sums are fp32. Differentiable in x only, through loss, with dx as
+    computed here: dx has no gradient of its own. A row's last bits may depend on N, because the library's products do;
+    on CPU they do not depend on the number of threads.
 
     Raises: InputError for arguments that do not fit, or when weight, bias or a teacher's tensors require a gradient.
 
@@ -106,9 +108,7 @@ def check(
     if any(t is not None and t.device != x.device for t in (*real, labels, row_ids)):
         raise InputError("linear_cross_entropy: all tensors must be on one device")
     if not 0 < temperature < math.inf or (temperature != 1 and target != "kl"):
-        raise InputError(
-            f"linear_cross_entropy: temperature={temperature} must be positive, and 1 unless target='kl'"
-        )
+        raise InputError(f"linear_cross_entropy: temperature={temperature} must be positive, and 1 unless target='kl'")
 
 
 def _wanted(name: str, given: Tensor | None, wanted: bool, target: str, shape: tuple[int | None, ...]) -> None:
@@ -149,8 +149,8 @@ def row_keys(seed: int, row_ids: Tensor | None, like: Tensor) -> Tensor:
     """The key of every row's noise, int64 `[N]`, where `like` is `[N, ...]`."""
     if row_ids is None:
         row_ids = torch.arange(like.shape[0], device=like.device)
-    seed = torch.full((), _wrapped(seed), dtype=torch.int64, device=like.device)
-    return _mixed(_mixed(seed) + row_ids * _wrapped(0x9E3779B97F4A7C15))
+    start = torch.full((), _wrapped(seed), dtype=torch.int64, device=like.device)
+    return _mixed(_mixed(start) + row_ids * _wrapped(0x9E3779B97F4A7C15))
 
 
 def noise(keys: Tensor, words: int) -> Tensor:
@@ -214,8 +214,8 @@ class _Steps:
     """How a backend does the three steps of some rows.
 
     logits: (x, weight, out float32), out = x weight^T
-    rows: (logits, gradient, bias, teacher, teacher_bias, keys, target, temperature, scale, loss, picked): gradient, which
-        may be `logits` itself, becomes scale times the loss's; labels stand in `picked`
+    rows: (logits, gradient, bias, teacher, teacher_bias, keys, target, temperature, scale, loss, picked): gradient,
+        which may be `logits` itself, becomes scale times the loss's; labels stand in `picked`
     product: (gradient, weight, out, factor), out = factor gradient weight
     narrow: whether the gradient of the logits is in x's dtype
     """
