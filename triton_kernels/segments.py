@@ -13,9 +13,9 @@ from torch import Tensor
 SEGMENT = 512
 
 
-def slot_count(samples: int, tokens: int, ragged: bool) -> int:
+def slot_count(samples: int, tokens: int, ragged: bool, segment: int = SEGMENT) -> int:
     """Rows of the workspace, one program each in a column block. `tokens` are a sample's, or a ragged batch's."""
-    return tokens // SEGMENT + samples if ragged else samples * max(triton.cdiv(tokens, SEGMENT), 1)
+    return tokens // segment + samples if ragged else samples * max(triton.cdiv(tokens, segment), 1)
 
 
 def offsets_or(cu_seqlens: Tensor | None, anything: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pyprune.ops.act_bwd_maskgrad import act_bwd_maskgrad
 from pyprune.ops.act_fwd_stats import act_fwd_stats
 from pyprune.ops.fisher_update_ import fisher_update_
 from pyprune.ops.gather_compact import gather_compact
+from pyprune.ops.gemm_dact_maskgrad import gemm_dact_maskgrad
 from pyprune.ops.hadamard_gram import hadamard_gram
 from pyprune.ops.knapsack import knapsack, quantise_costs
 from pyprune.ops.latency_envelope import latency_envelope
@@ -29,6 +30,7 @@ __all__ = [
     "check_choice",
     "fisher_update_",
     "gather_compact",
+    "gemm_dact_maskgrad",
     "hadamard_gram",
     "knapsack",
     "latency_envelope",

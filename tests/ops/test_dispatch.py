@@ -79,6 +79,17 @@ def test_explicit_choice_of_a_backend_the_op_lacks(op):
         op().overload(ONE)
 
 
+def test_auto_passes_over_what_is_opt_in(op, caplog):
+    made = op(opt_in=True)
+    with caplog.at_level(logging.INFO, logger="pyprune.ops"):
+        assert made.overload(ONE) == -2
+    reason = "not measured to be faster yet: choose it by name"
+    assert [r.getMessage() for r in caplog.records] == [f"{made.name}: not on cpp: {reason}; using torch"]
+    with ops.backend("cpp"):
+        assert made.overload(ONE) == 4
+    assert [r.available for r in ops.table() if r.op == made.name] == [True, True]
+
+
 def test_choice_for_one_op_and_nesting(op, monkeypatch):
     made = op()
     monkeypatch.setenv("PYPRUNE_BACKEND", "torch")
