@@ -6,8 +6,6 @@ The first of the peers decides about the Triton kernel: see docs/ops/gemm_dact_m
 
 from collections.abc import Iterator
 
-import torch
-
 from pyprune import ops
 from pyprune.bench.ops import DTYPES, Case, normal
 from pyprune.bench.ops.act_bwd_maskgrad import BLOCKS
