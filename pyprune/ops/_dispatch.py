@@ -29,7 +29,7 @@ class Candidate:
 
     `available` says why it cannot run in this process at all, or None; `supports` looks at one call's arguments. `run`
     takes the op's arguments in schema order. Imports of the kernel's module happen inside these functions, never at
-    import time. Auto passes over an `opt_in` candidate: no measurement has shown it to be faster than what follows it.
+    import time. Auto passes over an `on_request` candidate: no measurement has shown it to be faster than what follows it.
     """
 
     backend: str
@@ -37,7 +37,7 @@ class Candidate:
     run: Callable
     available: Callable[[], str | None] = lambda: None
     supports: Callable[..., Support] = lambda *args: (True, "")
-    opt_in: bool = False
+    on_request: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Op:
         if device not in candidate.devices and candidate.backend != "torch" and not interpreted:
             return f"it does not serve {device} tensors"
         supported, reason = candidate.supports(*args)
-        if supported and candidate.opt_in and not explicit:
+        if supported and candidate.on_request and not explicit:
             return "not measured to be faster yet: choose it by name"
         return None if supported else reason
 

@@ -141,7 +141,7 @@ OP = Op(
     name="gemm_dact_maskgrad",
     schema=SCHEMA,
     candidates=(
-        Candidate("triton", ("cuda",), _run_triton, triton_missing, _supports_triton, opt_in=True),
+        Candidate("triton", ("cuda",), _run_triton, triton_missing, _supports_triton, on_request=True),
         Candidate("torch", ("cpu", "cuda"), reference),
     ),
     check=check,

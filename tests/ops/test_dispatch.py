@@ -79,8 +79,8 @@ def test_explicit_choice_of_a_backend_the_op_lacks(op):
         op().overload(ONE)
 
 
-def test_auto_passes_over_what_is_opt_in(op, caplog):
-    made = op(opt_in=True)
+def test_auto_passes_over_what_is_on_request(op, caplog):
+    made = op(on_request=True)
     with caplog.at_level(logging.INFO, logger="pyprune.ops"):
         assert made.overload(ONE) == -2
     reason = "not measured to be faster yet: choose it by name"
