@@ -29,7 +29,7 @@ class Candidate:
 
     `available` says why it cannot run in this process at all, or None; `supports` looks at one call's arguments. `run`
     takes the op's arguments in schema order. Imports of the kernel's module happen inside these functions, never at
-    import time. Auto passes over an `on_request` candidate: no measurement has shown it to be faster than what follows it.
+    import time. Auto passes over an `on_request` candidate: no measurement has shown it to be faster than the next.
     """
 
     backend: str
