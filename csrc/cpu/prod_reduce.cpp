@@ -11,12 +11,9 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/avx512.h"
 #include "cpu/segments.h"
 #include "cpu/simd.h"
-
-#ifdef PYPRUNE_X86
-#include <immintrin.h>
-#endif
 
 namespace pyprune {
 namespace {
@@ -110,17 +107,8 @@ PYPRUNE_CLONES void accumulate_generic(Sums sums, const Rows<f16>& rows, int64_t
 }
 
 #ifdef PYPRUNE_X86
-__attribute__((target("avx512f"), always_inline)) inline __m512 load16(const bf16* p) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-__attribute__((target("avx512f"), always_inline)) inline __m512 load16(const f16* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-
 template <int64_t R, int64_t P, typename T>
-__attribute__((target("avx512f"))) void add_rows_avx512(Sums sums, const Rows<T>& rows, int64_t columns) {
+PYPRUNE_AVX512 void add_rows_avx512(Sums sums, const Rows<T>& rows, int64_t columns) {
   const T *x = rows.x, *y = rows.y;
   const int64_t x_token = rows.x_token, y_token = rows.y_token, y_probe = rows.y_probe;
   for (int64_t c = 0; c < columns; c += 16) {

@@ -7,6 +7,7 @@ they are built and support the call. `table()` says what can run here; `backend(
 from pyprune.ops._dispatch import BACKENDS, OPS, Candidate, Op, Row, backend, check_choice, table
 from pyprune.ops.act_bwd_maskgrad import act_bwd_maskgrad
 from pyprune.ops.act_fwd_stats import act_fwd_stats
+from pyprune.ops.channel_stats import channel_stats
 from pyprune.ops.fisher_update_ import fisher_update_
 from pyprune.ops.gather_compact import gather_compact
 from pyprune.ops.gemm_dact_maskgrad import gemm_dact_maskgrad
@@ -27,6 +28,7 @@ __all__ = [
     "act_bwd_maskgrad",
     "act_fwd_stats",
     "backend",
+    "channel_stats",
     "check_choice",
     "fisher_update_",
     "gather_compact",
