@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from pyprune.testing.cases import DTYPES, Case, far_apart, far_apart_fits, normal
 
@@ -21,27 +20,30 @@ SHAPES = [
 LARGE = [((8, 1024, 3072), 768, "gelu", False), ((64, 197, 3072), 768, "silu", True)]
 
 
-def inputs(device: str, gated: bool, d: int, *shape: int, dtype=torch.float32) -> list[Tensor | None]:
-    """dy, w2, pre, and up or None."""
+def inputs(device: str, d: int, *shape: int, dtype=torch.float32) -> tuple:
+    """dy, w2, pre and up."""
     dy = normal(device, *shape[:-1], d, dtype=dtype)
     w2 = normal(device, d, shape[-1], dtype=dtype, seed=1)
     pre, up = (normal(device, *shape, dtype=dtype, seed=s) for s in (2, 3))
-    return [dy, w2, pre, up if gated else None]
+    return dy, w2, pre, up
 
 
 def cases(device: str, tiny: bool) -> Iterator[Case]:
     for (shape, d, act, gated), dtype in itertools.product(SHAPES + ([] if tiny else LARGE), DTYPES):
-        yield f"{shape} d {d} {act} gated {gated} {dtype}", (*inputs(device, gated, d, *shape, dtype=dtype), act, None)
+        dy, w2, pre, up = inputs(device, d, *shape, dtype=dtype)
+        yield f"{shape} d {d} {act} gated {gated} {dtype}", (dy, w2, pre, up if gated else None, act, None)
 
     for i, (dtype, wide) in enumerate(zip(DTYPES, (torch.int32, torch.int64, torch.int32), strict=True)):
-        dy, w2, pre, up = inputs(device, i % 2 == 0, 24, 300, 20, dtype=dtype)
+        dy, w2, pre, up = inputs(device, 24, 300, 20, dtype=dtype)
         for t in (dy, pre, up):
-            if t is not None:
-                t[:3] = t[290:] = torch.nan
+            t[:3] = t[290:] = torch.nan
         offsets = torch.tensor([3, 4, 4, 41, 41, 270, 290], dtype=wide, device=device)
-        yield f"ragged between NaN, {dtype} {wide}", (dy, w2, pre, up, ("silu", "gelu", "relu")[i], offsets)
+        yield (
+            f"ragged between NaN, {dtype} {wide}",
+            (dy, w2, pre, None if i == 1 else up, ("silu", "gelu", "relu")[i], offsets),
+        )
 
-    dy, w2, pre, up = inputs(device, True, 24, 3, 11, 64)
+    dy, w2, pre, up = inputs(device, 24, 3, 11, 64)
     buffer = torch.full((11, 3, 96), torch.nan, device=device)
     buffer[:, :, 16:80] = pre.transpose(0, 1)
     yield (
@@ -54,14 +56,14 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
     )
     yield "one token for all", (dy[:, :1].expand(3, 11, 24), w2, pre, up, "silu", None)
     if far_apart_fits(device):
-        dy, w2, pre, up = inputs(device, True, 3, 3, 64, dtype=torch.float16)
+        dy, w2, pre, up = inputs(device, 3, 3, 64, dtype=torch.float16)
         dy, w2, pre = (far_apart(device, t) for t in (dy, w2, pre))
         yield "rows 2^31 elements apart", (dy[None], w2, pre[None], up[None], "silu", None)
 
 
 def batches(device: str) -> list[list[tuple]]:
     """The same two samples: dense, each alone, ragged."""
-    dy, w2, pre, up = inputs(device, True, 24, 2, 200, 40)
+    dy, w2, pre, up = inputs(device, 24, 2, 200, 40)
     part = lambda s: (dy[s], w2, pre[s], up[s], "gelu", None)  # noqa: E731
     offsets = torch.arange(3, device=device) * 200
     ragged = (dy.flatten(0, 1), w2, pre.flatten(0, 1), up.flatten(0, 1), "gelu", offsets)
