@@ -25,7 +25,7 @@ _HOMES = {
     "pyprune.core.plan": ("Plan",),
     "pyprune.core.scores": ("Scores",),
     "pyprune.models.loading": ("load",),
-    "pyprune.recipes": ("Kwon", "Surgeon"),
+    "pyprune.recipes": ("Flap", "Kwon", "LLMPruner", "Surgeon"),
     "pyprune.verification": ("verify_checkpoint", "verify_model"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -90,18 +90,23 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             setattr(config, name, value)
 
 
+def loss_scale(model: nn.Module) -> float:
+    """What losses are multiplied by before they are differentiated: 1, but for models in fp16."""
+    return _FP16_SCALE if next(model.parameters()).dtype == torch.float16 else 1.0
+
+
 def backward_passes(
     model: nn.Module, batches: Iterable[Batch], cotangent: Cotangent, draws: int
 ) -> Iterator[tuple[Batch, int, float]]:
     """One backward pass per batch and draw, draws sharing the forward; yields `(batch, draw, scale)` after each.
 
-    Hooks of the caller see gradients multiplied by `scale` (a power of two, above 1 for fp16 models only). The model is
+    Hooks of the caller see gradients multiplied by `scale` (a power of two, see `loss_scale`). The model is
     `frozen` meanwhile, so something of the caller's must start the graph.
     """
     if draws < 1:
         raise InputError(f"draws={draws} must be at least 1")
     first = next(model.parameters())
-    scale = _FP16_SCALE if first.dtype == torch.float16 else 1.0
+    scale = loss_scale(model)
     with frozen(model):
         for batch in batches:
             moved = batch.to(first.device)

@@ -8,21 +8,18 @@ tokens included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from pyprune.capture.collect import backward_passes
 from pyprune.capture.cotangent import Cotangent
-from pyprune.core.anatomy import Anatomy, Block
+from pyprune.capture.taps import output_taps
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Batch
 from pyprune.core.errors import NumericsError
-
-OnGradient = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass
@@ -35,45 +32,6 @@ class Curvature:
 
     gram: torch.Tensor
     metric: torch.Tensor
-
-
-class _OutputTap(torch.autograd.Function):
-    """Identity; the backward pass hands over the gradient. `anchor` starts a graph here if nothing before did."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, y: torch.Tensor, anchor: torch.Tensor, report: Callable[[torch.Tensor], None]
-    ) -> torch.Tensor:
-        ctx.report = report
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        ctx.report(dy)
-        return (dy if ctx.needs_input_grad[0] else None), None, None
-
-
-@contextmanager
-def _output_taps(model: nn.Module, blocks: Iterable[Block], on_gradient: OnGradient) -> Iterator[None]:
-    """Call `on_gradient(group name, x, dy)` for every projection in every backward pass; both `[B, T, .]`."""
-
-    def hook(name: str, anchor: torch.Tensor) -> Any:
-        def tap(_: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
-            x = args[0].detach()
-            return _OutputTap.apply(y, anchor, lambda dy: on_gradient(name, x, dy))
-
-        return tap
-
-    handles = []
-    try:
-        for block in blocks:
-            projection = model.get_submodule(block.projection)
-            anchor = torch.zeros((), device=next(projection.parameters()).device, requires_grad=True)
-            handles.append(projection.register_forward_hook(hook(block.units.name, anchor)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _GramSum:
@@ -111,6 +69,7 @@ def collect_curvature(
 ) -> dict[str, Curvature]:
     """Kronecker factors of every block that has units; one pass over `batches`, `draws` backward passes each."""
     blocks = [block for block in anatomy.blocks if block.units.size]
+    projections = [(block.units.name, block.projection) for block in blocks]
     grams, metrics = {}, {}
     for block in blocks:
         projection = model.get_submodule(block.projection)
@@ -119,7 +78,7 @@ def collect_curvature(
         metrics[block.units.name] = _GramSum(projection.out_features, device)
     pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     weight: dict[str, torch.Tensor] = {}
-    with _output_taps(model, blocks, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
+    with output_taps(model, projections, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
         for batch, draw, scale in backward_passes(model, batches, cotangent, draws):
             real = batch.token_mask
             for name, (x, dy) in pending.items():
@@ -151,12 +110,13 @@ def measure_updates(
     block.
     """
     blocks = [block for block in anatomy.blocks if block.units.name in updates]
+    projections = [(block.units.name, block.projection) for block in blocks]
     flat = {name: update.flatten(1).float() for name, update in updates.items()}
     costs = {
         name: torch.zeros(len(update), dtype=torch.float64, device=update.device) for name, update in updates.items()
     }
     pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    with _output_taps(model, blocks, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
+    with output_taps(model, projections, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
         for batch, _, scale in backward_passes(model, batches, cotangent, draws):
             for name, (x, dy) in pending.items():
                 for s, length in enumerate(batch.lengths.tolist()):

@@ -31,12 +31,17 @@ SamplesOption = Annotated[
 Length = Annotated[
     float | None, typer.Option(help="Sequence length at which FLOPs count. Default: the mean of the calibration data.")
 ]
-RecipeOption = Annotated[str, typer.Option(help="surgeon, or a published system to follow: kwon.")]
+RecipeOption = Annotated[str, typer.Option(help="surgeon, or a published system to follow: kwon, flap, llm_pruner.")]
 Criterion = Annotated[
-    str | None, typer.Option(help="With --recipe kwon, what a unit is worth: fisher, fisher_batch, magnitude, random.")
+    str | None,
+    typer.Option(
+        help="With a published system, what a unit is worth: fisher, fisher_batch, flap, wanda_sp, minitron, "
+        "taylor, taylor_abs, taylor_sq, taylor_mix, magnitude, random. Default: the system's own."
+    ),
 ]
 Tuning = Annotated[
-    str | None, typer.Option(help="How accuracy is recovered: refit (default), none, or with --recipe kwon mask.")
+    str | None,
+    typer.Option(help="How accuracy is recovered: refit or none; with a published system bias, with kwon mask too."),
 ]
 Floor = Annotated[int, typer.Option(help="Units that stay in every block at least.")]
 Seed = Annotated[int, typer.Option(help="Seed of the data split and of every random draw.")]

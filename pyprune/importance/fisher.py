@@ -39,16 +39,11 @@ def per_batch(statistics: Statistics, batch: int = KWON_BATCH) -> dict[str, torc
     return scores
 
 
-def _statistics(evidence: Evidence) -> Statistics:
-    assert evidence.statistics is not None, "the criterion is registered with needs_data"
-    return evidence.statistics
-
-
-@criterion("fisher", needs_data=True)
+@criterion("fisher", needs="gradients")
 def fisher(evidence: Evidence) -> dict[str, torch.Tensor]:
-    return per_sample(_statistics(evidence))
+    return per_sample(evidence.given())
 
 
-@criterion("fisher_batch", needs_data=True)
+@criterion("fisher_batch", needs="gradients")
 def fisher_batch(evidence: Evidence) -> dict[str, torch.Tensor]:
-    return per_batch(_statistics(evidence))
+    return per_batch(evidence.given())

@@ -10,7 +10,7 @@ import torch
 from pyprune.importance.registry import Evidence, criterion
 
 
-@criterion("magnitude", needs_data=False)
+@criterion("magnitude")
 def magnitude(evidence: Evidence) -> dict[str, torch.Tensor]:
     scores = {}
     for group in evidence.anatomy.groups:

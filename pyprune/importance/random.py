@@ -7,7 +7,7 @@ import torch
 from pyprune.importance.registry import Evidence, criterion
 
 
-@criterion("random", needs_data=False)
+@criterion("random")
 def random(evidence: Evidence) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(evidence.seed)
     # A unit's score is proportional to its size, so that heads and neurons compete per weight.

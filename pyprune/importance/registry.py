@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torch import nn
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.registry import Registry
 from pyprune.core.statistics import Statistics
+
+Need = Literal["nothing", "gradients", "channels", "weights"]
 
 
 @dataclass(frozen=True)
@@ -22,23 +25,40 @@ class Evidence:
     statistics: Statistics | None
     seed: int = 0
 
+    def given(self) -> Statistics:
+        """The statistics of a criterion that needs them."""
+        assert self.statistics is not None, "the criterion is registered with `needs`"
+        return self.statistics
+
+
+Values = Callable[[Evidence], dict[str, torch.Tensor]]
+
 
 @dataclass(frozen=True)
 class Criterion:
-    """`values(evidence)` gives `[size]` scores for every group name; `needs_data` says whether it reads statistics."""
+    """`values(evidence)` gives `[size]` scores for every group name.
 
-    values: Callable[[Evidence], dict[str, torch.Tensor]]
-    needs_data: bool
+    `needs` names the part of the statistics that it reads: per-sample mask `gradients`, the totals of `channels`, or
+    sums over single `weights`' gradients, of the kind `mode` (see `capture.weight_scores`).
+    """
+
+    values: Values
+    needs: Need
+    mode: str = ""
+
+    @property
+    def needs_data(self) -> bool:
+        return self.needs != "nothing"
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
-def criterion(name: str, needs_data: bool) -> Callable[[Callable[[Evidence], dict[str, torch.Tensor]]], Callable]:
+def criterion(name: str, needs: Need = "nothing", mode: str = "") -> Callable[[Values], Values]:
     """Decorator that registers a function of `Evidence` as a criterion."""
 
-    def add(values: Callable[[Evidence], dict[str, torch.Tensor]]) -> Callable[[Evidence], dict[str, torch.Tensor]]:
-        CRITERIA.register(name)(Criterion(values, needs_data))
+    def add(values: Values) -> Values:
+        CRITERIA.register(name)(Criterion(values, needs, mode))
         return values
 
     return add

@@ -1,7 +1,9 @@
 """Published systems as compositions of stages, one file per system, and pyprune's own default."""
 
+from pyprune.recipes.flap import Flap
 from pyprune.recipes.kwon import Kwon
+from pyprune.recipes.llm_pruner import LLMPruner
 from pyprune.recipes.registry import RECIPES, Recipe
 from pyprune.recipes.surgeon import Surgeon
 
-__all__ = ["RECIPES", "Kwon", "Recipe", "Surgeon"]
+__all__ = ["RECIPES", "Flap", "Kwon", "LLMPruner", "Recipe", "Surgeon"]

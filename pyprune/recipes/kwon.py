@@ -11,13 +11,10 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
-import torch
 from torch import nn
 
-from pyprune.capture.collect import collect
-from pyprune.capture.cotangent import Cotangent
 from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.batches import Samples, batching
 from pyprune.core.budget import Budget, Limit
@@ -25,70 +22,37 @@ from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
-from pyprune.importance import CRITERIA
-from pyprune.importance.registry import Evidence
-from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent
+from pyprune.recipes.oneshot import OneShot
 from pyprune.recipes.registry import RECIPES
 from pyprune.recovery.blockwise import Outcome
 from pyprune.recovery.mask_tuning import tune_masks
-from pyprune.recovery.refit import check_damping, refit
 from pyprune.search import rearrange, search
 from pyprune.slicing.slice import slice_
 
 
 @RECIPES.register("kwon")
 @dataclass(frozen=True)
-class Kwon:
-    """Settings of the recipe.
+class Kwon(OneShot):
+    """Settings of the recipe, besides those of `OneShot`.
 
-    - `criterion`: a name from `pyprune.importance` (`fisher` per sample, `fisher_batch` as the published code).
-    - `cotangent`, `draws`, `tokens`: see `recipes.cotangents.choose_cotangent`.
+    - `criterion`: `fisher` per sample, `fisher_batch` as the published code, or any other.
     - `rearrange`: exchange units within blocks by block Fisher information; None does so unless a refit follows. A
       refit undoes the cancellation that the exchange arranges, and does better with the strongest units.
-    - `tuning`: `refit` (least squares), `mask` (published mask tuning) or `none`.
-    - `damping`: of the refit, relative to the mean diagonal of its statistics.
-    - `score_dtype`: floating-point type of the scoring pass; None is the model's own.
+    - `tuning`: also `mask`, published mask tuning.
     """
 
-    criterion: str = "fisher"
-    cotangent: CotangentName | Cotangent = "auto"
-    draws: int | None = None
-    tokens: Literal["sum", "mean"] = "sum"
     rearrange: bool | None = None
-    tuning: Literal["refit", "mask", "none"] = "refit"
-    damping: float = 1e-2
-    score_dtype: torch.dtype | None = None
 
-    name = "kwon"
-
-    def __post_init__(self) -> None:
-        _ = CRITERIA[self.criterion]
-        if self.tuning not in ("refit", "mask", "none"):
-            raise InputError(f"tuning={self.tuning!r} must be refit, mask or none")
-        check_cotangent(self.cotangent, self.draws, self.tokens)
-        check_damping(self.damping)
-
-    def score(self, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages) -> Scores:
-        """Scores of every unit with the statistics they came from (none for criteria without data)."""
-        criterion = CRITERIA[self.criterion]
-        statistics = None
-        meta = {"criterion": self.criterion, "seed": seed, "mean_length": float(samples.lengths.double().mean())}
-        if criterion.needs_data:
-            cotangent, name, draws = choose_cotangent(model, self.cotangent, self.draws, seed, self.tokens)
-            meta |= {"cotangent": name, "draws": draws, "samples": len(samples)}
-            scored = model if self.score_dtype in (None, model.dtype) else copy.deepcopy(model).to(self.score_dtype)
-            batches = stages.progress(samples.batches(**batching(model)), "score")
-            statistics = collect(scored, anatomy, batches, cotangent, samples.lengths, draws)
-        values = criterion.values(Evidence(model, anatomy, statistics, seed))
-        return Scores(values, meta, statistics)
+    name: ClassVar[str] = "kwon"
+    tunings: ClassVar[tuple[str, ...]] = ("refit", "mask", "bias", "none")
 
     def plan(
         self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int] = 0
     ) -> Plan:
         """Exact search, then rearrangement where per-sample statistics exist."""
-        plan = search(scores, anatomy, budget, length, floor)
-        wanted = self.tuning != "refit" if self.rearrange is None else self.rearrange
-        if wanted and scores.statistics is not None:
+        plan = super().plan(scores, anatomy, budget, length, floor)
+        wanted = self.tuning in ("mask", "none") if self.rearrange is None else self.rearrange
+        if wanted and scores.statistics is not None and scores.statistics.gradients:
             plan = rearrange(plan, scores.statistics)
         return plan
 
@@ -104,17 +68,14 @@ class Kwon:
     ) -> list[Outcome]:
         """Fit the sliced `student`'s output projections in place; what became of each block.
 
-        Refit follows the dense model. Mask tuning follows, as published, the model pruned to the square root of the
-        budget's share before rearrangement, which needs the scores.
+        Mask tuning follows, as published, the model pruned to the square root of the budget's share before
+        rearrangement, which needs the scores.
         """
-        if self.tuning == "none":
-            return []
-        batches = samples.batches(**batching(student))
-        anatomy = adapter.anatomy(student)
-        if self.tuning == "refit":
-            return refit(student, anatomy, dense, adapter.anatomy(dense), batches, self.damping, stages)
+        if self.tuning != "mask":
+            return super().tune(student, dense, adapter, plan, scores, samples, stages)
         if scores is None:
             raise InputError("mask tuning needs the scores: its teacher is the model at the square root of the budget")
+        batches, anatomy = samples.batches(**batching(student)), adapter.anatomy(student)
         dense_anatomy = adapter.anatomy(dense)
         full = Plan.keep_all(dense_anatomy, plan.length)
         resources = plan.meta.get("budget", ("flops",))

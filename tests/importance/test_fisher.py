@@ -65,5 +65,5 @@ def test_the_registered_criteria_read_the_statistics():
     evidence = Evidence(None, None, statistics(g))
     numerics.exact(CRITERIA["fisher"].values(evidence)["a"], per_sample(statistics(g))["a"])
     numerics.exact(CRITERIA["fisher_batch"].values(evidence)["a"], per_batch(statistics(g), 32)["a"])
-    assert CRITERIA["fisher"].needs_data
-    assert CRITERIA["fisher_batch"].needs_data
+    assert CRITERIA["fisher"].needs == "gradients"
+    assert CRITERIA["fisher_batch"].needs == "gradients"

@@ -1,0 +1,54 @@
+"""What the channels of every projection's input carry: one forward pass, no gradients, no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyprune.capture.collect import frozen
+from pyprune.core.anatomy import Anatomy
+from pyprune.core.batches import Batch
+from pyprune.core.errors import NumericsError
+from pyprune.core.statistics import ChannelTotals
+from pyprune.ops import channel_stats
+
+
+@torch.no_grad()
+def collect_channels(model: nn.Module, anatomy: Anatomy, batches: Iterable[Batch]) -> dict[str, ChannelTotals]:
+    """Totals of the channels of every group over the real tokens of `batches`; padding is not counted.
+
+    Raises NumericsError naming the group where an activation is NaN or Inf.
+    """
+    totals = {g.name: ChannelTotals.zeros(g.size * g.width) for g in anatomy.groups}
+    device = next(model.parameters()).device
+    current: Batch | None = None
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            assert current is not None
+            padded = "attention_mask" in current.inputs
+            found = channel_stats(args[0], None, current.token_mask if padded else None)
+            totals[name].add(current.lengths.cpu(), *found)
+
+        return hook
+
+    blocks = [block for block in anatomy.blocks if block.units.size]
+    handles = [
+        model.get_submodule(block.projection).register_forward_pre_hook(watch(block.units.name)) for block in blocks
+    ]
+    try:
+        with frozen(model):
+            for batch in batches:
+                current = batch.to(device)
+                # Task heads would run for nothing, and logits over a vocabulary take gigabytes.
+                getattr(model, "base_model", model)(**current.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, found in totals.items():
+        if not (torch.isfinite(found.m2).all() and torch.isfinite(found.energy).all()):
+            raise NumericsError(f"activations of {name} hold NaN or Inf; check the weights and the data")
+    return totals

@@ -1,0 +1,118 @@
+"""What one-shot recipes share: a criterion scores every unit, an exact search keeps the best, tuning trains nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+
+from pyprune.capture.channels import collect_channels
+from pyprune.capture.collect import collect
+from pyprune.capture.cotangent import Cotangent
+from pyprune.capture.weight_scores import Mode, collect_weight_scores
+from pyprune.core.anatomy import Adapter, Anatomy
+from pyprune.core.batches import Samples, batching
+from pyprune.core.budget import Budget
+from pyprune.core.errors import InputError
+from pyprune.core.plan import Plan
+from pyprune.core.scores import Scores
+from pyprune.core.stages import Stages
+from pyprune.core.statistics import ChannelTotals, Statistics
+from pyprune.importance import CRITERIA
+from pyprune.importance.registry import Criterion, Evidence
+from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent
+from pyprune.recovery.bias_compensation import compensate_bias
+from pyprune.recovery.blockwise import Outcome
+from pyprune.recovery.refit import check_damping, refit
+from pyprune.search import search
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """Settings of every one-shot recipe.
+
+    - `criterion`: a name from `pyprune.importance`.
+    - `cotangent`, `draws`, `tokens`: what is differentiated, see `recipes.cotangents.choose_cotangent`; of no account
+      for criteria without gradients.
+    - `tuning`: `refit` (least squares), `bias` (bias compensation), `none`, or what a recipe adds.
+    - `damping`: of the refit, relative to the mean diagonal of its statistics.
+    - `score_dtype`: floating-point type of the scoring pass; None is the model's own.
+    """
+
+    criterion: str = "fisher"
+    cotangent: CotangentName | Cotangent = "auto"
+    draws: int | None = None
+    tokens: str = "sum"
+    tuning: str = "refit"
+    damping: float = 1e-2
+    score_dtype: torch.dtype | None = None
+
+    name: ClassVar[str]
+    tunings: ClassVar[tuple[str, ...]] = ("refit", "bias", "none")
+
+    def __post_init__(self) -> None:
+        _ = CRITERIA[self.criterion]
+        if self.tuning not in self.tunings:
+            raise InputError(f"tuning={self.tuning!r} must be one of {', '.join(self.tunings)}")
+        check_cotangent(self.cotangent, self.draws, self.tokens)
+        check_damping(self.damping)
+
+    def score(self, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages) -> Scores:
+        """Scores of every unit with the statistics they came from (none for criteria without data)."""
+        criterion = CRITERIA[self.criterion]
+        meta = {"criterion": self.criterion, "seed": seed, "mean_length": float(samples.lengths.double().mean())}
+        statistics = None
+        if criterion.needs_data:
+            statistics, found = self._collect(criterion, model, anatomy, samples, seed, stages)
+            meta |= {**found, "samples": len(samples)}
+        values = criterion.values(Evidence(model, anatomy, statistics, seed))
+        return Scores(values, meta, statistics)
+
+    def _collect(
+        self, criterion: Criterion, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages
+    ) -> tuple[Statistics, dict[str, Any]]:
+        """What the criterion needs, and what the scores' `meta` says of it."""
+        scored = model if self.score_dtype in (None, model.dtype) else copy.deepcopy(model).to(self.score_dtype)
+        batches = stages.progress(samples.batches(**batching(model)), "score")
+        if criterion.needs == "channels":
+            return Statistics({}, samples.lengths, channels=collect_channels(scored, anatomy, batches)), {}
+        cotangent, name, draws = choose_cotangent(model, self.cotangent, self.draws, seed, self.tokens)
+        found = {"cotangent": name, "draws": draws}
+        if criterion.needs == "weights":
+            weights = collect_weight_scores(scored, anatomy, batches, cotangent, cast(Mode, criterion.mode), draws)
+            return Statistics({}, samples.lengths, draws, weights=weights), found
+        return collect(scored, anatomy, batches, cotangent, samples.lengths, draws), found
+
+    def plan(
+        self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int] = 0
+    ) -> Plan:
+        """Exact search."""
+        return search(scores, anatomy, budget, length, floor)
+
+    def tune(
+        self,
+        student: nn.Module,
+        dense: nn.Module,
+        adapter: Adapter,
+        plan: Plan,
+        scores: Scores | None,
+        samples: Samples,
+        stages: Stages,
+    ) -> list[Outcome]:
+        """Fit the sliced `student`'s output projections in place to the dense model; what became of each block."""
+        if self.tuning == "none":
+            return []
+        batches = samples.batches(**batching(student))
+        anatomy = adapter.anatomy(dense)
+        if self.tuning == "refit":
+            return refit(student, adapter.anatomy(student), dense, anatomy, batches, self.damping, stages)
+        channels: Mapping[str, ChannelTotals] = (
+            {} if scores is None or scores.statistics is None else (scores.statistics.channels)
+        )
+        if not channels:  # the plan came from elsewhere, or its criterion looked at something else
+            channels = collect_channels(dense, anatomy, stages.progress(batches, "means"))
+        return compensate_bias(student, dense, anatomy, plan, channels)
