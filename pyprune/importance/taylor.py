@@ -22,7 +22,7 @@ def taylor(evidence: Evidence) -> dict[str, torch.Tensor]:
 
 
 def _weights(evidence: Evidence) -> dict[str, torch.Tensor]:
-    return evidence.given().weights
+    return {name: values.clone() for name, values in evidence.given().weights.items()}
 
 
 for _mode in ("abs", "sq", "mix"):

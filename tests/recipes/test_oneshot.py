@@ -1,0 +1,115 @@
+"""One-shot recipes: every criterion through scoring, a file, a plan and tuning."""
+
+import copy
+
+import pytest
+import torch
+
+import pyprune
+from pyprune.core.batches import Samples
+from pyprune.core.budget import Budget
+from pyprune.core.errors import InputError
+from pyprune.core.scores import Scores
+from pyprune.core.stages import Stages
+from pyprune.importance import CRITERIA
+from pyprune.models.registry import adapter_for
+from pyprune.recipes import RECIPES, Flap, LLMPruner
+from pyprune.slicing.slice import slice_
+from pyprune.testing import numerics
+from pyprune.testing.models import tiny_model
+
+QUIET = Stages(quiet=True)
+HALF = Budget.parse({"flops": 0.5})
+
+
+def samples_of(count=6):
+    generator = torch.Generator().manual_seed(0)
+    return Samples([{"input_ids": torch.randint(3, 99, (7 + i % 3,), generator=generator)} for i in range(count)])
+
+
+def prepared(variant="bert"):
+    model = tiny_model(variant)
+    adapter = adapter_for(model)
+    return model, adapter, adapter.anatomy(model)
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_scores_survive_a_file_and_meet_the_budget(criterion, tmp_path):
+    model, _, anatomy = prepared()
+    recipe = LLMPruner(criterion=criterion)
+    scores = recipe.score(model, anatomy, samples_of(), 3, QUIET)
+    scores.save(tmp_path / "scores.safetensors")
+    loaded = Scores.load(tmp_path / "scores.safetensors")
+    plans = [recipe.plan(s, anatomy, HALF, 10.0, 0) for s in (scores, loaded)]
+    for name in plans[0].kept:
+        assert torch.equal(plans[0].kept[name], plans[1].kept[name])
+    assert plans[0].cost(anatomy, "flops") <= 0.5 * anatomy.flops(10.0)
+    needs = CRITERIA[criterion].needs
+    assert (loaded.statistics is None) == (needs == "nothing")
+    if needs == "channels":
+        for name, totals in scores.statistics.channels.items():
+            assert loaded.statistics.channels[name].count == totals.count
+            numerics.exact(loaded.statistics.channels[name].m2, totals.m2)
+    if needs == "weights":
+        for name, values in scores.statistics.weights.items():
+            numerics.exact(loaded.statistics.weights[name], values)
+
+
+def test_forward_only_criteria_do_not_differentiate(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("differentiated")
+
+    monkeypatch.setattr(torch.Tensor, "backward", refuse)
+    model, _, anatomy = prepared()
+    for criterion in ("flap", "wanda_sp", "minitron"):
+        Flap(criterion=criterion).score(model, anatomy, samples_of(), 0, QUIET)
+    with pytest.raises(AssertionError, match="differentiated"):
+        LLMPruner().score(model, anatomy, samples_of(), 0, QUIET)
+
+
+@pytest.mark.parametrize("with_scores", [True, False])
+def test_bias_compensation_takes_the_means_of_the_scores_or_its_own(with_scores):
+    model, adapter, anatomy = prepared()
+    recipe, samples = Flap(), samples_of()
+    scores = recipe.score(model, anatomy, samples, 0, QUIET)
+    plan = recipe.plan(scores, anatomy, HALF, 10.0, 0)
+    students = [slice_(copy.deepcopy(model), adapter, plan) for _ in range(2)]
+    outcomes = recipe.tune(students[0], model, adapter, plan, scores if with_scores else None, samples, QUIET)
+    recipe.tune(students[1], model, adapter, plan, scores, samples, QUIET)
+    assert any(o.fitted for o in outcomes)
+    for a, b in zip(students[0].parameters(), students[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bias_compensation_helps():
+    """Fidelity on the calibration data itself: nearer to the dense model than the same units without it."""
+    model, adapter, anatomy = prepared()
+    samples = samples_of(12)
+    scores = Flap().score(model, anatomy, samples, 0, QUIET)
+    plan = Flap().plan(scores, anatomy, Budget.parse({"flops": 0.8}), 10.0, 0)
+    distances = []
+    for tuning in ("none", "bias"):
+        student = slice_(copy.deepcopy(model), adapter, plan)
+        Flap(tuning=tuning).tune(student, model, adapter, plan, scores, samples, QUIET)
+        with torch.no_grad():
+            pairs = [(model(r["input_ids"][None])[0], student(r["input_ids"][None])[0]) for r in samples.inputs]
+        distances.append(sum(float((a - b).square().sum()) for a, b in pairs))
+    assert distances[1] < distances[0]
+
+
+@pytest.mark.parametrize("recipe", ["flap", "llm_pruner"])
+def test_through_the_public_function(recipe, tmp_path):
+    model = tiny_model("bert")
+    rows = [row["input_ids"] for row in samples_of().inputs]
+    data = [{"input_ids": row} for row in rows]
+    result = pyprune.prune(model, {"params": 0.6}, data=data, recipe=recipe, quiet=True)
+    assert result.plan.cost(result.anatomy, "params") <= 0.6 * result.anatomy.params()
+    assert result.scores.meta["criterion"] == RECIPES[recipe]().criterion
+
+
+@pytest.mark.parametrize("recipe", [Flap, LLMPruner])
+def test_unknown_settings(recipe):
+    with pytest.raises(InputError, match="tuning='mask' must be one of refit, bias, none"):
+        recipe(tuning="mask")
+    with pytest.raises(InputError, match="unknown criterion 'wanda'"):
+        recipe(criterion="wanda")
