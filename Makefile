@@ -17,8 +17,8 @@ help: ## list the targets
 prune: setup ## the main job: MiniLM to 60 % of its FLOPs, measured (MODEL=, OUT=, ARGS=--compare)
 	$(BIN)/pyprune prune $(MODEL) --flops 60% --out $(OUT) --overwrite $(ARGS)
 
-test: setup ## the whole test suite (ARGS= goes to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## the whole test suite, up to four files at once (ARGS= goes to pytest)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: setup ## ruff, clang-format, mypy
 	$(BIN)/ruff check .
