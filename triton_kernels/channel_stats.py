@@ -14,6 +14,7 @@ from torch import Tensor
 # 16 rows x 256 columns: 16 values a thread and three accumulators of them. With 8 rows a segment makes running sums of
 # 64 terms and not 32, which err more than the budget allows; and the signs of 8 numbers say less about their mean.
 ROWS, COLUMNS, WARPS = 16, 256, 8
+MERGE_WARPS = 4  # two doubles a thread
 # Statistics of a segment, in float64: mean, M2, sum of |x|.
 PLANES = 3
 
@@ -153,7 +154,7 @@ def channel_stats(
     if long:
         merge_segments_kernel[(samples, blocks)](
             partial, counts, mean, m2, l1, offsets, slots, tokens, columns,
-            RAGGED=ragged, SEGMENT=SEGMENT, COLUMNS=COLUMNS, num_warps=WARPS,
+            RAGGED=ragged, SEGMENT=SEGMENT, COLUMNS=COLUMNS, num_warps=MERGE_WARPS,
         )  # fmt: skip
     return mean, m2, l1
 
@@ -181,7 +182,7 @@ def _spec(dtype: str, kind: str) -> dict:
         "constexprs": {"RAGGED": ragged, "MASKED": masked, "SEGMENT": SEGMENT, "ROWS": ROWS, "COLUMNS": COLUMNS},
         "divisible": ("x", "mean", "m2", "l1", "partial", "counts", "mask", "columns", "x_sample", "x_token"),
         "options": {"num_warps": WARPS},
-        "max_registers": 128,
+        "max_registers": 126,
         "max_shared": 4096,
         "instructions": ("LDG.E.128",),
     }
@@ -200,8 +201,8 @@ def _merge(ragged: bool) -> dict:
         },
         "constexprs": {"RAGGED": ragged, "SEGMENT": SEGMENT, "COLUMNS": COLUMNS},
         "divisible": ("partial", "counts", "mean", "m2", "l1", "columns"),
-        "options": {"num_warps": WARPS},
-        "max_registers": 64,
+        "options": {"num_warps": MERGE_WARPS},
+        "max_registers": 40,
         "instructions": ("LDG.E.128",),
     }
 
