@@ -29,8 +29,8 @@ from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
+from pyprune.models.adapter import adapter_for
 from pyprune.models.loading import check_model, load, local_directory
-from pyprune.models.registry import adapter_for
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome

@@ -15,12 +15,14 @@ from pyprune.capture.collect import frozen
 from pyprune.capture.masking import masked
 from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.errors import InputError
+from pyprune.core.layers import matrix
 from pyprune.core.plan import Plan
 from pyprune.core.storage import read_tensors, write_tensors
+from pyprune.models.adapter import adapter_for
+from pyprune.models.inputs import example_inputs
 from pyprune.models.loading import load
-from pyprune.models.registry import adapter_for
 from pyprune.models.saving import write_checkpoint
-from pyprune.slicing.check import example_inputs, max_difference
+from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 
 # Not called *.safetensors: servers take every file of that name for weights.
@@ -87,7 +89,7 @@ def verify_model(
     plan.check(anatomy)
     if pruned is None:
         pruned = slice_(copy.deepcopy(model), adapter, plan)
-    inputs = {k: v.to(next(model.parameters()).device) for k, v in example_inputs(model.config, 2, 16, seed).items()}
+    inputs = {k: v.to(next(model.parameters()).device) for k, v in example_inputs(model, 2, 16, seed).items()}
     return [_masked_is_sliced(model, pruned, adapter, anatomy, plan, inputs), _sliced_is_reloaded(pruned, inputs)]
 
 
@@ -101,7 +103,7 @@ def _masked_is_sliced(
     for block, small in zip(anatomy.blocks, adapter.anatomy(sliced).blocks, strict=True):
         wide, narrow = twin.get_submodule(block.projection), sliced.get_submodule(small.projection)
         channels = plan.mask(block.units.name).repeat_interleave(block.units.width).to(wide.weight.device)
-        wide.weight[:, channels] = narrow.weight
+        matrix(wide)[:, channels] = matrix(narrow)
         if wide.bias is not None:
             wide.bias.copy_(narrow.bias)
     with frozen(twin), frozen(sliced):
@@ -133,7 +135,7 @@ def _sliced_is_reloaded(pruned: nn.Module, inputs: dict[str, torch.Tensor]) -> C
 def write_reference(model: nn.Module, folder: Path) -> None:
     """Store small inputs and what `model` puts out for them beside its checkpoint."""
     device = next(model.parameters()).device
-    inputs = {k: v.to(device) for k, v in example_inputs(model.config, 2, 16).items()}
+    inputs = {k: v.to(device) for k, v in example_inputs(model, 2, 16).items()}
     with frozen(model):
         outputs = _entries(model(**inputs))
     tensors = {f"inputs/{k}": v for k, v in inputs.items()} | {f"outputs/{k}": v for k, v in outputs.items()}

@@ -8,8 +8,9 @@ import torch
 import pyprune
 from pyprune.core.batches import Samples
 from pyprune.core.errors import BudgetError, InputError, MismatchError, NumericsError
-from pyprune.models.registry import adapter_for
-from pyprune.slicing.check import example_inputs, max_difference
+from pyprune.models.adapter import adapter_for
+from pyprune.models.inputs import example_inputs
+from pyprune.slicing.check import max_difference
 from pyprune.testing.checkpoints import passages, tiny_checkpoint, word_tokenizer
 from pyprune.testing.models import tiny_model
 from pyprune.testing.numerics import exact
@@ -48,7 +49,7 @@ def test_prune_every_family_with_every_recipe(variant, head, recipe, tmp_path):
     assert all(check.equal for check in pyprune.verify_model(model, result.plan, result.pruned))
     assert all(check.equal for check in pyprune.verify_checkpoint(tmp_path / "small"))
     reloaded = type(model).from_pretrained(tmp_path / "small").eval()
-    inputs = example_inputs(model.config)
+    inputs = example_inputs(model)
     with torch.no_grad():
         assert max_difference(result.pruned(**inputs), reloaded(**inputs)) == 0
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 import pyprune
 from pyprune.core.batches import Samples
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.testing.models import random_plan, tiny_model
 
 

@@ -34,7 +34,7 @@ from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Batch, Samples, batching
 from pyprune.importance.fisher import per_sample
 from pyprune.models.loading import load
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 

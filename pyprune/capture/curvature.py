@@ -20,6 +20,7 @@ from pyprune.capture.taps import output_taps
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Batch
 from pyprune.core.errors import NumericsError
+from pyprune.core.layers import matrix
 
 
 @dataclass
@@ -74,8 +75,8 @@ def collect_curvature(
     for block in blocks:
         projection = model.get_submodule(block.projection)
         device = projection.weight.device
-        grams[block.units.name] = _GramSum(projection.in_features, device)
-        metrics[block.units.name] = _GramSum(projection.out_features, device)
+        grams[block.units.name] = _GramSum(matrix(projection).shape[1], device)
+        metrics[block.units.name] = _GramSum(matrix(projection).shape[0], device)
     pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     weight: dict[str, torch.Tensor] = {}
     with output_taps(model, projections, lambda name, x, dy: pending.__setitem__(name, (x, dy))):

@@ -20,6 +20,7 @@ from pyprune.capture.taps import output_taps
 from pyprune.core.anatomy import Anatomy, Cut
 from pyprune.core.batches import Batch
 from pyprune.core.errors import NumericsError
+from pyprune.core.layers import matrix, output_dim
 from pyprune.ops import wgrad_group_scores
 
 Mode = Literal["abs", "sq", "mix"]
@@ -39,13 +40,14 @@ def collect_weight_scores(
     cuts: dict[str, list[tuple[str, Cut]]] = defaultdict(list)
     for group in anatomy.groups:
         for cut in group.cuts if group.size else ():
-            cuts[cut.module].append((group.name, cut))
+            if cut.tensor.endswith(".weight"):
+                cuts[cut.module].append((group.name, cut))
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     scale = loss_scale(model)
 
     def keep(path: str, x: torch.Tensor, dy: torch.Tensor) -> None:
-        weight = model.get_submodule(path).weight.detach()
+        weight = matrix(model.get_submodule(path)).detach()
         if scale != 1:  # the true gradient would be too small for fp16
             dy, x, weight = dy.float() / scale, x.float(), weight.float()
         found[path] = wgrad_group_scores(dy, x, weight, None, mode)
@@ -54,8 +56,8 @@ def collect_weight_scores(
         for _ in backward_passes(model, batches, cotangent, draws):
             for path, (rows, columns) in found.items():
                 for name, cut in cuts[path]:
-                    channels = (columns if cut.side == "in" else rows).double().cpu()
-                    scores[name] += channels.view(-1, cut.width).sum(1)
+                    channels = (rows if cut.dim == output_dim(model.get_submodule(path)) else columns).double().cpu()
+                    scores[name] += channels[cut.positions(torch.arange(len(scores[name])))].sum(1)
             found.clear()
     for name, values in scores.items():
         if not torch.isfinite(values).all():

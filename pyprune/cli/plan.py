@@ -31,8 +31,8 @@ def plan(
     import pyprune
     from pyprune.core.errors import InputError
     from pyprune.core.scores import Scores
+    from pyprune.models.adapter import adapter_for
     from pyprune.models.loading import load
-    from pyprune.models.registry import adapter_for
 
     opt.hush_transformers()
     if out is not None:

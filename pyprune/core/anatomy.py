@@ -1,8 +1,9 @@
 """What can be pruned in a model, in words that no model family owns: blocks, unit groups, cuts and costs.
 
-A transformer layer is two *blocks*, attention and feed-forward. Each ends in an output projection that writes to the
-residual stream, and its *units* (heads, KV groups, neurons) are slices of that projection's input. A `Block` says where
-these sit in the module tree; everything above works on blocks and never asks for a family's name.
+A transformer layer is two or more *blocks*: attention, cross-attention, feed-forward. Each ends in an output projection
+that writes to the residual stream, and its *units* (heads, KV groups, neurons, experts) are slices of the tensors in
+front of it. A `Block` says where these sit in the module tree; everything above works on blocks and never asks for a
+family's name.
 """
 
 from __future__ import annotations
@@ -14,45 +15,89 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-Axis = Literal["heads", "kv_groups", "neurons"]
-Side = Literal["in", "out"]
+Axis = Literal["heads", "kv_groups", "neurons", "experts"]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One linear layer that loses channels with its unit group.
+    """One dimension of one parameter or buffer that shrinks with its unit group.
 
-    `width` channels belong to one unit; unit `u` owns channels `u * width ... (u + 1) * width - 1` of the layer's
-    inputs (`side="in"`) or outputs (`side="out"`, bias included).
+    `tensor` is the dotted path from the model's root. Unit `u` owns `width` entries along `dim` in each of `repeats`
+    places: `offset + r * period + u * (stride or width) + w` for `r < repeats`, `w < width`. One place is the plain
+    case; fused projections have one per matrix or a `Cut` for each.
     """
 
+    tensor: str
+    dim: int
+    width: int = 1
+    offset: int = 0
+    stride: int = 0
+    repeats: int = 1
+    period: int = 0
+
+    @property
+    def module(self) -> str:
+        """Path of the module that owns the tensor."""
+        return self.tensor.rpartition(".")[0]
+
+    @property
+    def entries(self) -> int:
+        """Entries along `dim` that one unit owns."""
+        return self.repeats * self.width
+
+    def positions(self, units: torch.Tensor) -> torch.Tensor:
+        """`[len(units), entries]` int64: where the units' entries sit along `dim`."""
+        start = self.offset + units[:, None, None] * (self.stride or self.width)
+        place = torch.arange(self.repeats, device="cpu")[:, None] * self.period
+        return (start + place + torch.arange(self.width, device="cpu")).flatten(1)
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A number that a module remembers and that follows its group: `module.name = per_unit * units`."""
+
     module: str
-    side: Side
-    width: int
+    name: str
+    per_unit: int = 1
 
 
 @dataclass(frozen=True)
 class UnitCost:
     """Cost of one unit. FLOPs are 2 x MACs, biases and norms are not counted (as the publications count).
 
-    A sequence of `length` tokens costs `2 * (length * params + length**2 * attention)` FLOPs a unit: `params` weights
-    are used once a token, and `attention` is MACs per (query, key) pair: 2 x head_dim x query heads of the unit for
-    QK^T and PV. Causal attention is counted in full, like the published MAC models do.
+    - `params`: weights of the unit, each used once for every token (times `share`, for experts that see a share of the
+      tokens);
+    - `key_params`: those of them that pass the tokens of the keys instead, where these are others than the queries
+      (cross-attention, spatially reduced keys);
+    - `attention`: MACs per (query, key) pair: 2 x head_dim x query heads of the unit for QK^T and PV. Causal attention
+      is counted in full, like the published MAC models do;
+    - `tokens`: tokens of a sample that pass the block; None: the length of the sequence;
+    - `keys`: keys that one query meets; None: as many as `tokens`, or the length where `key_params` are told apart.
     """
 
     params: int
     attention: int = 0
+    key_params: int = 0
+    tokens: float | None = None
+    keys: float | None = None
+    share: float = 1.0
 
     def flops(self, length: float) -> float:
         """FLOPs per sequence of `length` tokens (a mean length may be fractional)."""
-        return 2.0 * (length * self.params + length * length * self.attention)
+        tokens = length if self.tokens is None else self.tokens
+        keys = self.keys if self.keys is not None else (length if self.key_params else tokens)
+        weights = self.share * tokens * (self.params - self.key_params) + keys * self.key_params
+        return 2.0 * (weights + tokens * keys * self.attention)
 
 
 @dataclass(frozen=True)
 class UnitGroup:
     """The units of one block that are kept or removed one by one: the vector that a mask acts on.
 
-    `width` is the number of channels of one unit at the block's projection input, where the mask acts.
+    `width` is the number of channels of one unit at the block's projection input, where the mask acts. `attributes`
+    follow the group's size. `config_key` is the attribute of the model's config that holds the size layer by layer;
+    where the family has none it is empty, and the size is recorded under the group's name. `layer` counts within its
+    stack.
     """
 
     name: str
@@ -62,11 +107,13 @@ class UnitGroup:
     width: int
     cuts: tuple[Cut, ...]
     cost: UnitCost
+    attributes: tuple[Attribute, ...] = ()
+    config_key: str = ""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One attention or feed-forward half of a layer, and how to run it alone.
+    """One attention or feed-forward part of a layer, and how to run it alone.
 
     With `h` the hidden state that enters the block and `x` `[B, T, size * width]` the input of its output projection:
 
@@ -75,13 +122,14 @@ class Block:
     - the residual stream behind the block is `h + projection(x)`;
     - the next block's `h` is that stream after the modules of `exit` (post-norm families: the norm).
 
+    Where a family does anything else between two blocks, `exit` is None: it cannot be run block by block.
     All names are dotted paths from the model's root.
     """
 
     layer_path: str
     projection: str
     entry: tuple[str, ...]
-    exit: tuple[str, ...]
+    exit: tuple[str, ...] | None
     units: UnitGroup
 
 
@@ -114,16 +162,14 @@ class Anatomy:
 
 
 class Adapter(Protocol):
-    """What pyprune has to know about a model family. The tables in `pyprune/models/` implement it."""
-
-    model_types: tuple[str, ...]
+    """What pyprune has to know about a model. The tables in `pyprune/models/` give it for each family."""
 
     def anatomy(self, model: nn.Module) -> Anatomy:
         """Blocks and unit groups of `model` as it stands now (a pruned model included)."""
         ...
 
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:
-        """Bring derived attributes, the config's per-layer entries and emptied blocks in line with the cut weights.
+        """Bring derived attributes, the config and emptied blocks in line with the cut weights.
 
         `anatomy` is the one from before the cut, `kept[name]` the kept unit indices of every group.
         """

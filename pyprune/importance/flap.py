@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from pyprune.core.layers import matrix
 from pyprune.importance.comparable import standardised
 from pyprune.importance.registry import Evidence, criterion
 
@@ -19,7 +20,7 @@ def flap(evidence: Evidence) -> dict[str, torch.Tensor]:
     values = {}
     for block in evidence.anatomy.blocks:
         group, totals = block.units, evidence.given().channels[block.units.name]
-        weight = evidence.model.get_submodule(block.projection).weight.detach().double().cpu()
+        weight = matrix(evidence.model.get_submodule(block.projection)).detach().double().cpu()
         channels = totals.m2 / max(totals.count - 1, 1) * weight.square().sum(0)
         values[group.name] = channels.view(group.size, group.width).mean(1)
     return standardised(values, evidence.anatomy)

@@ -16,8 +16,9 @@ def magnitude(evidence: Evidence) -> dict[str, torch.Tensor]:
     for group in evidence.anatomy.groups:
         total = torch.zeros(group.size, dtype=torch.float64)
         for cut in group.cuts:
-            weight = evidence.model.get_submodule(cut.module).weight.detach()
-            channels = weight.double().square().sum(0 if cut.side == "in" else 1).cpu()
-            total += channels.view(group.size, cut.width).sum(1)
+            tensor = evidence.model.get_parameter(cut.tensor).detach()
+            if tensor.dim() > 1:
+                channels = tensor.double().square().movedim(cut.dim, 0).flatten(1).sum(1).cpu()
+                total += channels[cut.positions(torch.arange(group.size))].sum(1)
         scores[group.name] = total
     return scores

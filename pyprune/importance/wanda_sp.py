@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from pyprune.core.layers import matrix
 from pyprune.importance.comparable import ranked
 from pyprune.importance.registry import Evidence, criterion
 
@@ -17,7 +18,7 @@ def wanda_sp(evidence: Evidence) -> dict[str, torch.Tensor]:
     values = {}
     for block in evidence.anatomy.blocks:
         group, totals = block.units, evidence.given().channels[block.units.name]
-        weight = evidence.model.get_submodule(block.projection).weight.detach().double().cpu()
+        weight = matrix(evidence.model.get_submodule(block.projection)).detach().double().cpu()
         channels = weight.abs().sum(0) * totals.squares.sqrt()
         values[group.name] = channels.view(group.size, group.width).sum(1)
     return ranked(values, evidence.anatomy)

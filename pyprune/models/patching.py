@@ -58,28 +58,37 @@ def _extend(base: type) -> None:
         init(self, config, *args, **kwargs)
         if _is_pruned(config) and not config.allow_global_per_layer_attribute_access:
             # Layers read their widths from the global config, which transformers forbids while layers differ.
-            config.allow_global_per_layer_attribute_access = _constructing.active = True
+            config.allow_global_per_layer_attribute_access = True
+            _opened().append(config)
 
     @functools.wraps(post_init)
     def close_constructor(self: Any) -> None:
         if _is_pruned(self.config):
             from pyprune.models.shrink import shrink_
 
-            if shrink_(self) and getattr(_constructing, "active", False):
+            if shrink_(self) and any(config is self.config for config in _opened()):
                 del vars(self.config)["allow_global_per_layer_attribute_access"]
-                _constructing.active = False
+                _constructing.configs = [config for config in _opened() if config is not self.config]
         post_init(self)
 
     close_constructor.cuts_pruned_models = True
     base.__init__, base.post_init = open_constructor, close_constructor
     # The warning about reading a global width does not apply to layers that are cut a moment later.
     logger = logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
-    logger.addFilter(lambda record: not getattr(_constructing, "active", False))
+    logger.addFilter(lambda record: not _opened())
+
+
+def _opened() -> list[Any]:
+    """Configs of the models that are under construction in this thread, whose global widths may be read."""
+    if not hasattr(_constructing, "configs"):
+        _constructing.configs = []
+    return _constructing.configs
 
 
 def _is_pruned(config: Any) -> bool:
-    if not getattr(config, "is_heterogeneous", False):
+    # Looked at for every model there is, so that the tables are not imported for one that is not pruned.
+    if not (getattr(config, "is_heterogeneous", False) or "pruned_groups" in vars(config)):
         return False
-    from pyprune.models.shrink import is_pruned
+    from pyprune.models.shrink import is_pruned_config
 
-    return is_pruned(config)
+    return is_pruned_config(config)

@@ -1,4 +1,4 @@
-"""From the dense model that a config's global widths describe to the pruned one that its per-layer entries describe."""
+"""From the dense model that a config's global widths describe to the pruned one that its other entries describe."""
 
 from __future__ import annotations
 
@@ -6,36 +6,33 @@ from typing import Any
 
 import torch
 
-from pyprune.core.errors import MismatchError
-from pyprune.models.registry import FAMILIES, adapter_for
+from pyprune.models.adapter import TransformersAdapter, members
+from pyprune.models.registry import FAMILIES
+from pyprune.models.widths import is_pruned, read_widths
 from pyprune.slicing.slice import cut_
 
 
-def is_pruned(config: Any) -> bool:
-    """Whether layers differ in widths that a pyprune family knows, and in nothing else."""
-    if not getattr(config, "is_heterogeneous", False) or config.model_type not in FAMILIES:
-        return False
-    family = FAMILIES[config.model_type]
-    return config.per_layer_attributes <= {family.heads_key, family.neurons_key}
+def is_pruned_config(config: Any) -> bool:
+    """Whether the config is one of a family that pyprune knows, and asks for layers that differ in width."""
+    return config.model_type in FAMILIES and is_pruned(config, FAMILIES[config.model_type])
 
 
 def shrink_(model: Any) -> bool:
-    """Cut a freshly built model to its config's per-layer widths, in place; nothing happens when it has them already.
+    """Cut a freshly built model to the widths that its config asks for, in place; nothing when it has them already.
 
     Which units stay does not matter: the weights are loaded or initialised afterwards. Returns whether `model` holds
-    the layers; a part of a model (a decoder inside its body) may not, and is left to the whole. MismatchError when the
-    config asks for more units than the dense model has.
+    layers; a part of a model (a decoder inside its body) may not, and is left to the whole. MismatchError when the
+    config asks for what cannot be cut from the dense model.
     """
-    adapter = adapter_for(model)
-    if adapter.layer_list(model) is None:
+    places = {m.prefix: list(m.family.parts(m.model, m.prefix)) for m in members(model)}
+    if not any(places.values()):
         return False
+    adapter = TransformersAdapter()
     anatomy = adapter.anatomy(model)
-    layers = model.config.per_layer_config
-    kept = {}
-    for group in anatomy.groups:
-        wanted = getattr(layers[group.layer], adapter.config_key(group))
-        if wanted > group.size:
-            raise MismatchError(f"per_layer_config: {group.name} has {group.size} units in the model, not {wanted}")
-        kept[group.name] = torch.arange(wanted)
-    cut_(model, adapter, anatomy, kept)
+    wanted = {group.name: group.size for group in anatomy.groups}
+    for member in members(model):
+        if is_pruned(member.model.config, member.family) and places[member.prefix]:
+            groups = [part.block(place).units for place, part in places[member.prefix]]
+            wanted |= read_widths(member.model.config, member.prefix, groups)
+    cut_(model, adapter, anatomy, {name: torch.arange(size, device="cpu") for name, size in wanted.items()})
     return True

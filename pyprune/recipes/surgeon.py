@@ -20,6 +20,7 @@ from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.batches import Samples, batching
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
+from pyprune.core.layers import matrix
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
@@ -73,7 +74,7 @@ class Surgeon:
         taken_apart = {}
         for block in stages.progress(blocks, "eliminate"):
             unit, found = block.units.name, curvature.pop(block.units.name)
-            weight = scored.get_submodule(block.projection).weight
+            weight = matrix(scored.get_submodule(block.projection))
             taken_apart[unit] = eliminate(weight, found.gram, found.metric, block.units.width, self.damping)
         few = samples.first(_CALIBRATION_SAMPLES)
         measured = measure_updates(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pyprune.core.anatomy import Anatomy
+from pyprune.core.layers import matrix
 from pyprune.core.plan import Plan
 from pyprune.core.statistics import ChannelTotals
 from pyprune.recovery.blockwise import Outcome
@@ -36,7 +37,7 @@ def compensate_bias(
             outcomes.append(Outcome(group.name, False, "the projection has no bias"))
         else:
             gone = (~plan.mask(group.name)).repeat_interleave(group.width)
-            missing = teacher.weight.double()[:, gone.to(teacher.weight.device)]
+            missing = matrix(teacher).double()[:, gone.to(teacher.weight.device)]
             mean = channels[group.name].mean[gone].to(missing)
             projection.bias.copy_(projection.bias.double() + (missing @ mean).to(projection.bias.device))
             outcomes.append(Outcome(group.name, True))

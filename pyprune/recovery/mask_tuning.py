@@ -19,6 +19,7 @@ from torch import nn
 from pyprune import ops
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
+from pyprune.core.layers import matrix
 from pyprune.core.stages import Stages
 from pyprune.recovery.blockwise import Outcome, fit_blocks
 
@@ -29,11 +30,11 @@ _LARGEST_SCALE = 10.0
 class _Scales:
     """Normal equations of one block's scales, and their solution."""
 
-    def __init__(self, projection: nn.Linear, block: Block) -> None:
+    def __init__(self, projection: nn.Module, block: Block) -> None:
         self.projection, self.units, self.name = projection, block.units, block.units.name
         self.intercept = block.units.axis != "neurons"
         self.dtype = torch.promote_types(projection.weight.dtype, torch.float32)
-        self.w = projection.weight.detach().to(self.dtype).T.contiguous()
+        self.w = matrix(projection).detach().to(self.dtype).T.contiguous()
         n = block.units.size + self.intercept
         device = projection.weight.device
         self.ata = torch.zeros(n, n, dtype=torch.float64, device=device)
@@ -70,7 +71,7 @@ class _Scales:
             return Outcome(self.name, False, f"a scale of {scale.abs().max():.3g} exceeds {_LARGEST_SCALE:g}")
         before, after = self._missing(torch.ones_like(scale)), self._missing(scale)
         channels = scale.repeat_interleave(self.units.width).to(self.projection.weight.dtype)
-        self.projection.weight.mul_(channels)
+        matrix(self.projection).mul_(channels)
         return Outcome(self.name, True, before=before, after=after)
 
     def _missing(self, scale: torch.Tensor) -> float:
@@ -94,7 +95,6 @@ def tune_masks(
     first_layer = student_anatomy.layers[0]
 
     def start(projection: nn.Module, block: Block) -> _Scales | Outcome:
-        assert isinstance(projection, nn.Linear)
         if block.units.size == 0:
             return Outcome(block.units.name, False, "no units left")
         if block.layer_path == first_layer and block.units.axis != "neurons":

@@ -18,6 +18,7 @@ from torch import nn
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
 from pyprune.core.errors import InputError
+from pyprune.core.layers import matrix
 from pyprune.core.stages import Stages
 from pyprune.recovery.blockwise import Outcome, fit_blocks
 
@@ -25,9 +26,9 @@ from pyprune.recovery.blockwise import Outcome, fit_blocks
 class _LeastSquares:
     """Gram matrices of one block, and their solution."""
 
-    def __init__(self, projection: nn.Linear, block: Block, damping: float) -> None:
+    def __init__(self, projection: nn.Module, block: Block, damping: float) -> None:
         self.projection, self.name, self.damping = projection, block.units.name, damping
-        n, d = projection.in_features, projection.out_features
+        d, n = matrix(projection).shape
         device = projection.weight.device
         self.count = 0
         self.xx = torch.zeros(n, n, dtype=torch.float64, device=device)
@@ -48,9 +49,9 @@ class _LeastSquares:
 
     def solve(self) -> Outcome:
         linear = self.projection
-        n = linear.in_features
+        n = matrix(linear).shape[1]
         biased = linear.bias is not None
-        old = linear.weight.detach().double().T
+        old = matrix(linear).detach().double().T
         old_bias = linear.bias.detach().double() if biased else torch.zeros_like(self.t)
         if n == 0 and not biased:
             return Outcome(self.name, False, "no units and no bias")
@@ -70,7 +71,7 @@ class _LeastSquares:
         bias = mean_t - mean_x @ new if biased else old_bias
         if not (torch.isfinite(new).all() and torch.isfinite(bias).all()):
             return Outcome(self.name, False, "the solution is not finite")
-        linear.weight.copy_(new.T)
+        matrix(linear).copy_(new.T)
         if biased:
             linear.bias.copy_(bias)
         return Outcome(self.name, True, before=before, after=self._missing(new, bias))
@@ -105,7 +106,6 @@ def refit(
     check_damping(damping)
 
     def start(projection: nn.Module, block: Block) -> _LeastSquares:
-        assert isinstance(projection, nn.Linear)
         return _LeastSquares(projection, block, damping)
 
     return fit_blocks(

@@ -13,8 +13,9 @@ from pyprune.bench.fidelity import fidelity
 from pyprune.bench.latency import CASES, latency
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.budget import Budget, Limit
+from pyprune.core.layers import is_linear
 from pyprune.core.storage import write_json
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.verification import verify_model
 
 REPORT_FILE = "pyprune_report.json"
@@ -109,9 +110,7 @@ def _model_flops(model: nn.Module, anatomy: Anatomy, length: float) -> float:
     counted.
     """
     inside = {cut.module for group in anatomy.groups for cut in group.cuts}
-    others = sum(
-        m.weight.numel() for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in inside
-    )
+    others = sum(m.weight.numel() for name, m in model.named_modules() if is_linear(m) and name not in inside)
     return anatomy.flops(length) + 2 * length * others
 
 

@@ -1,34 +1,13 @@
-"""Do two models agree? Inputs made from a config, and the distance between two outputs."""
+"""Do two models agree? The distance between two outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from pyprune.core.errors import MismatchError
-
-
-def example_inputs(
-    config: Any, batch: int = 2, length: int = 12, seed: int = 0, padding: Literal["right", "left"] = "right"
-) -> dict[str, torch.Tensor]:
-    """Random `input_ids` and `attention_mask`, both `[batch, length]` int64, each row with more padding than the last.
-
-    Row 0 is full. Padded positions hold the config's padding token. `length` is cut to what the positions allow.
-    """
-    # Old configs say -1 for no padding token.
-    vocabulary, pad = config.vocab_size, max(getattr(config, "pad_token_id", None) or 0, 0)
-    positions = getattr(config, "max_position_embeddings", 2 * length)
-    # Position tables may reserve the places up to a padding token among the first, so stay that far below their size.
-    length = min(length, positions - pad - 1 if pad < positions // 2 else positions)
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, vocabulary - 1, (batch, length), generator=generator)
-    ids = ids + (ids >= pad)
-    padded = torch.arange(batch)[:, None] * length // (2 * batch)
-    position = torch.arange(length)
-    mask = position < length - padded if padding == "right" else position >= padded
-    return {"input_ids": torch.where(mask, ids, pad), "attention_mask": mask.long()}
 
 
 def max_difference(first: Any, second: Any) -> float:

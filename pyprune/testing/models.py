@@ -9,56 +9,26 @@ from torch import nn
 
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.plan import Plan
+from pyprune.testing.zoo import ZOO
 
-_TOKENS = {"vocab_size": 99, "max_position_embeddings": 40, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-_BERT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24, **_TOKENS}
-_LLAMA = {**_BERT, "num_key_value_heads": 2}
-
-# Variant -> (model type, config). A variant is named after its family, or says how it differs from it.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("bert", _BERT),
-    "bert-decoder": ("bert", {**_BERT, "is_decoder": True}),
-    "roberta": ("roberta", _BERT),
-    "distilbert": ("distilbert", {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 24, **_TOKENS}),
-    "llama": ("llama", _LLAMA),
-    "llama-mha": ("llama", {**_LLAMA, "num_key_value_heads": 4}),
-    "llama-biased": ("llama", {**_LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
-    "mistral": ("mistral", {**_LLAMA, "sliding_window": 5}),
-    "qwen2": ("qwen2", {**_LLAMA, "tie_word_embeddings": True}),
-    "qwen2-window": ("qwen2", {**_LLAMA, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
-    "qwen3": ("qwen3", {**_LLAMA, "head_dim": 12}),
-}
-
-_ENCODER_HEADS = (
-    "AutoModel",
-    "AutoModelForMaskedLM",
-    "AutoModelForSequenceClassification",
-    "AutoModelForTokenClassification",
-    "AutoModelForQuestionAnswering",
-)
-_DECODER_HEADS = (
-    "AutoModel",
-    "AutoModelForCausalLM",
-    "AutoModelForSequenceClassification",
-    "AutoModelForTokenClassification",
-    "AutoModelForQuestionAnswering",
+# The variants that every stage is tested with; slicing and reloading are tested with the whole zoo.
+VARIANTS = (
+    *("bert", "bert-decoder", "roberta", "distilbert", "llama", "llama-mha", "llama-biased"),
+    *("mistral", "qwen2", "qwen2-window", "qwen3"),
 )
 
 
 def heads(variant: str) -> tuple[str, ...]:
-    """Names of transformers' auto classes that a variant can be built as."""
-    model_type, config = VARIANTS[variant]
-    if config.get("is_decoder"):
-        return ("AutoModel", "AutoModelForCausalLM")
-    return _ENCODER_HEADS if model_type.endswith("bert") or model_type == "roberta" else _DECODER_HEADS
+    """Names of the transformers classes that a variant can be built as."""
+    return ZOO[variant].heads
 
 
 def tiny_config(variant: str, **overrides: Any) -> Any:
     """The transformers config of a variant."""
     from transformers import AutoConfig
 
-    model_type, config = VARIANTS[variant]
-    return AutoConfig.for_model(model_type, **{**config, **overrides})
+    tiny = ZOO[variant]
+    return AutoConfig.for_model(tiny.model_type, **{**tiny.config, **overrides})
 
 
 def tiny_model(
@@ -74,7 +44,8 @@ def tiny_model(
 
     torch.manual_seed(seed)
     auto_class = getattr(transformers, head)
-    model = auto_class.from_config(tiny_config(variant, **overrides), attn_implementation=attention, dtype=dtype)
+    build = auto_class.from_config if head.startswith("Auto") else auto_class._from_config
+    model = build(tiny_config(variant, **overrides), attn_implementation=attention, dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             centre = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0

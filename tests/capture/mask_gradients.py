@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from pyprune.capture.collect import collect
 from pyprune.core.batches import Samples
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.testing import numerics
 from pyprune.testing.models import tiny_model
 

@@ -12,7 +12,7 @@ from pyprune.capture.cotangent import EmbeddingProbe, NegativeLogLikelihood
 from pyprune.core.batches import batching
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.core.plan import Plan
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.slicing.slice import slice_
 from pyprune.testing import numerics
 from pyprune.testing.models import VARIANTS, heads, random_plan, tiny_model

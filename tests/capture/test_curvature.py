@@ -7,7 +7,7 @@ from torch.func import functional_call
 from pyprune.capture.cotangent import EmbeddingProbe, NegativeLogLikelihood
 from pyprune.capture.curvature import collect_curvature, measure_updates
 from pyprune.core.batches import Batch, Samples
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.testing.models import tiny_model
 from pyprune.testing.numerics import ratio
 

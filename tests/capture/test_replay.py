@@ -8,7 +8,7 @@ from mask_gradients import anatomy_of, samples_of
 
 from pyprune.capture.replay import advance, context, start
 from pyprune.core.errors import MismatchError
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.slicing.slice import slice_
 from pyprune.testing import numerics
 from pyprune.testing.models import VARIANTS, heads, random_plan, tiny_model

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pyprune.core.budget import Budget, amount_text, parse_amount
 from pyprune.core.errors import BudgetError
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.testing.models import tiny_model
 
 

@@ -8,7 +8,7 @@ import torch
 
 from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.plan import Plan
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.testing.models import tiny_model
 
 

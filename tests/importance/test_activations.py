@@ -12,7 +12,7 @@ from pyprune.core.statistics import ChannelTotals, Statistics
 from pyprune.importance import CRITERIA
 from pyprune.importance.comparable import ranked, standardised
 from pyprune.importance.registry import Evidence
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.testing import numerics
 from pyprune.testing.models import VARIANTS, tiny_model
 

@@ -8,7 +8,7 @@ import torch
 from pyprune.core.errors import InputError
 from pyprune.importance import CRITERIA
 from pyprune.importance.registry import Evidence, criterion
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.slicing.slice import slice_
 from pyprune.testing import numerics
 from pyprune.testing.models import VARIANTS, random_plan, tiny_model
@@ -22,8 +22,9 @@ def weights_of_unit(model, group, unit):
     """Every weight that goes with one unit, cut out with slices."""
     for cut in group.cuts:
         channels = slice(unit * cut.width, (unit + 1) * cut.width)
-        weight = model.get_submodule(cut.module).weight
-        yield weight[:, channels] if cut.side == "in" else weight[channels]
+        if cut.tensor.endswith("weight"):
+            weight = model.get_parameter(cut.tensor)
+            yield weight[:, channels] if cut.dim == 1 else weight[channels]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

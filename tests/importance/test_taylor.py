@@ -11,7 +11,7 @@ from pyprune.core.errors import NumericsError
 from pyprune.core.statistics import Statistics
 from pyprune.importance import CRITERIA
 from pyprune.importance.registry import Evidence
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.testing import numerics
 from pyprune.testing.models import VARIANTS, tiny_model
 
@@ -23,9 +23,13 @@ def samples_of():
     return Samples([{"input_ids": torch.randint(3, 99, (n,), generator=generator)} for n in LENGTHS])
 
 
+def weight_cuts(group):
+    return [cut for cut in group.cuts if cut.tensor.endswith("weight")]
+
+
 def weight_gradients(model, anatomy, batch, cotangent):
     """Per-sample gradients `[B, out, in]` of every cut layer's weight, by one backward pass a sample."""
-    paths = dict.fromkeys(cut.module for g in anatomy.groups for cut in g.cuts)
+    paths = dict.fromkeys(cut.module for g in anatomy.groups for cut in weight_cuts(g))
     found = {path: [] for path in paths}
     for row in range(len(batch.index)):
         model.zero_grad()
@@ -58,9 +62,9 @@ def test_sums_over_single_weights(variant, mode):
     for batch in batches:
         grads = weight_gradients(model, anatomy, batch, EmbeddingProbe(0))
         for g in anatomy.groups:
-            for cut in g.cuts:
+            for cut in weight_cuts(g):
                 score = elements(model.get_submodule(cut.module).weight.detach(), grads[cut.module], mode)
-                expected[g.name] += score.sum(0 if cut.side == "in" else 1).view(g.size, cut.width).sum(1)
+                expected[g.name] += score.sum(1 - cut.dim).view(g.size, cut.width).sum(1)
     for name, value in expected.items():
         numerics.ratio(found[name], value)
 

@@ -11,8 +11,9 @@ import transformers
 from pyprune.capture.masking import masked
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
-from pyprune.models.registry import adapter_for
-from pyprune.slicing.check import example_inputs, max_difference
+from pyprune.models.adapter import adapter_for
+from pyprune.models.inputs import example_inputs
+from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import VARIANTS, heads, random_plan, tiny_model
 
@@ -34,7 +35,7 @@ def test_masked_equals_sliced(variant, head, attention):
     adapter = adapter_for(model)
     anatomy = adapter.anatomy(model)
     plan = random_plan(anatomy)
-    inputs = example_inputs(model.config)
+    inputs = example_inputs(model)
     dense = run(model, inputs)
     with masked(model, anatomy, plan):
         expected = run(model, inputs)
@@ -52,7 +53,7 @@ def test_sliced_equals_reloaded(variant, head, dtype, tmp_path):
     model = tiny_model(variant, head, dtype)
     adapter = adapter_for(model)
     slice_(model, adapter, random_plan(adapter.anatomy(model)))
-    inputs = example_inputs(model.config)
+    inputs = example_inputs(model)
     model.save_pretrained(tmp_path)
     reloaded, info = getattr(transformers, head).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
@@ -81,7 +82,7 @@ def test_padded_positions_do_not_leak_after_slicing(variant, padding):
     model = tiny_model(variant, dtype=torch.float64)
     adapter = adapter_for(model)
     slice_(model, adapter, random_plan(adapter.anatomy(model)))
-    inputs = example_inputs(model.config, batch=3, padding=padding)
+    inputs = example_inputs(model, batch=3, padding=padding)
     if padding == "left":
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0) + positions_start(model)
     together = run(model, inputs).last_hidden_state
@@ -103,7 +104,7 @@ def test_a_pruned_model_is_pruned_again(variant, tmp_path):
     anatomy = adapter.anatomy(model)
     plan = random_plan(anatomy, seed=2, emptied=False)
     plan.kept[anatomy.groups[-1].name] = torch.empty(0, dtype=torch.int64)
-    inputs = example_inputs(model.config)
+    inputs = example_inputs(model)
     with masked(model, anatomy, plan):
         expected = run(model, inputs)
     sliced = run(slice_(model, adapter, plan), inputs)
@@ -121,7 +122,7 @@ def test_a_sliced_model_is_copied_pickled_and_trained(variant):
     model = tiny_model(variant, dtype=torch.float64)
     adapter = adapter_for(model)
     slice_(model, adapter, random_plan(adapter.anatomy(model)))
-    inputs = example_inputs(model.config)
+    inputs = example_inputs(model)
     expected = run(model, inputs)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert max_difference(expected, run(twin, inputs)) == 0
@@ -141,7 +142,7 @@ def test_hidden_states_and_attentions_of_every_layer_are_still_recorded(variant,
     slice_(model, adapter, random_plan(adapter.anatomy(model)))
     model.save_pretrained(tmp_path)
     reloaded = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation="eager")
-    inputs = example_inputs(model.config)
+    inputs = example_inputs(model)
     output = reloaded(**inputs, output_hidden_states=True, output_attentions=True)
     heads = [a.shape[1] for a in output.attentions]
     repeats = 2 if adapter.anatomy(model).blocks[0].units.axis == "kv_groups" else 1
@@ -169,5 +170,5 @@ def test_a_wrapper_around_the_model_is_refused():
     model = tiny_model("bert")
     wrapper = torch.nn.Sequential(model)
     wrapper.config = model.config
-    with pytest.raises(InputError, match=r"Sequential has no encoder.layer"):
+    with pytest.raises(InputError, match=r"Sequential holds no layers of a known family: give the transformers"):
         adapter_for(wrapper).anatomy(wrapper)

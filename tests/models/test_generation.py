@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from pyprune.models.registry import adapter_for
-from pyprune.slicing.check import example_inputs
+from pyprune.models.adapter import adapter_for
+from pyprune.models.inputs import example_inputs
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import VARIANTS, heads, random_plan, tiny_model
 from pyprune.testing.numerics import ratio
@@ -52,14 +52,14 @@ def tokens(model, inputs, **options):
 @pytest.mark.parametrize("variant", DECODERS)
 def test_generation_is_the_same_with_and_without_a_cache(variant, layers, attention):
     model = emptied_model(variant, layers, attention)
-    inputs = example_inputs(model.config, padding="left")
+    inputs = example_inputs(model, padding="left")
     assert torch.equal(tokens(model, inputs, use_cache=True), tokens(model, inputs, use_cache=False))
 
 
 @pytest.mark.parametrize("variant", [v for v in DECODERS if v != "bert-decoder"])
 def test_static_cache_and_beams(variant):
     model = emptied_model(variant, (0,))
-    inputs = example_inputs(model.config, padding="left")
+    inputs = example_inputs(model, padding="left")
     expected = tokens(model, inputs, use_cache=False)
     assert torch.equal(tokens(model, inputs, cache_implementation="static", disable_compile=True), expected)
     beams = tokens(model, inputs, num_beams=2, use_cache=True)
@@ -71,7 +71,7 @@ def test_static_cache_and_beams(variant):
 @pytest.mark.parametrize("variant", DECODERS)
 def test_the_cache_knows_its_length(variant, given_config):
     model = emptied_model(variant, (0,))
-    ids = example_inputs(model.config, batch=1)["input_ids"]
+    ids = example_inputs(model, batch=1)["input_ids"]
     cache = DynamicCache(config=model.config) if given_config else DynamicCache()
     split = ids.shape[1] // 2
     model(ids[:, :split], past_key_values=cache, use_cache=True)

@@ -9,10 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pyprune.capture.masking import masked
 from pyprune.core.errors import InputError
+from pyprune.models.adapter import adapter_for
+from pyprune.models.inputs import example_inputs
 from pyprune.models.registry import FAMILIES
-from pyprune.slicing.check import example_inputs, max_difference
+from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan
+from pyprune.testing.zoo.tiny import Tiny
 
 PAGE = (Path(__file__).parents[2] / "docs/howto/add-a-model.md").read_text()
 TABLE, ROW = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -28,20 +31,21 @@ def opt(monkeypatch):
 
 
 def config(**options):
-    model_type, values = eval("{" + ROW + "}")["opt"]
-    return AutoConfig.for_model(model_type, **values, **options)
+    tiny = eval("{" + ROW + "}", {"Tiny": Tiny})["opt"]
+    return AutoConfig.for_model(tiny.model_type, **tiny.config, **options)
 
 
 @torch.no_grad()
 def test_the_example_prunes_and_reloads(opt, tmp_path):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config(), dtype=torch.float64).eval()
-    anatomy = opt.anatomy(model)
+    adapter = adapter_for(model)
+    anatomy = adapter.anatomy(model)
     plan = random_plan(anatomy)
-    inputs = {**example_inputs(model.config), "use_cache": False}
+    inputs = {**example_inputs(model), "use_cache": False}
     with masked(model, anatomy, plan):
         expected = model(**inputs)
-    sliced = slice_(model, opt, plan)(**inputs)
+    sliced = slice_(model, adapter, plan)(**inputs)
     assert max_difference(expected, sliced) < 1e-12
     model.save_pretrained(tmp_path)
     assert max_difference(sliced, AutoModelForCausalLM.from_pretrained(tmp_path)(**inputs)) == 0
@@ -50,4 +54,4 @@ def test_the_example_prunes_and_reloads(opt, tmp_path):
 def test_the_example_refuses_what_its_table_does_not_describe(opt):
     model = AutoModelForCausalLM.from_config(config(do_layer_norm_before=False))
     with pytest.raises(InputError, match="do_layer_norm_before=False cannot be pruned: the table describes"):
-        opt.anatomy(model)
+        adapter_for(model).anatomy(model)

@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.models import loading
+from pyprune.models.adapter import adapter_for
+from pyprune.models.inputs import example_inputs
 from pyprune.models.loading import load, resolve
-from pyprune.models.registry import adapter_for
 from pyprune.models.saving import write_checkpoint
-from pyprune.slicing.check import example_inputs, max_difference
+from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan, tiny_model
 
@@ -53,7 +54,7 @@ def test_a_pruned_checkpoint_loads(checkpoint, tmp_path):
     adapter = adapter_for(model)
     slice_(model, adapter, random_plan(adapter.anatomy(model)))
     write_checkpoint(model, None, tmp_path / "pruned")
-    inputs = example_inputs(model.config)
+    inputs = example_inputs(model)
     assert max_difference(model(**inputs), load(tmp_path / "pruned")[0](**inputs)) == 0
 
 

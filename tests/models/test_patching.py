@@ -13,8 +13,9 @@ from transformers.integrations.heterogeneity.configuration_utils import Ambiguou
 
 import pyprune
 from pyprune.core.errors import MismatchError
-from pyprune.models.registry import adapter_for
-from pyprune.slicing.check import example_inputs, max_difference
+from pyprune.models.adapter import adapter_for
+from pyprune.models.inputs import example_inputs
+from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan, tiny_config, tiny_model
 
@@ -45,7 +46,7 @@ def test_fresh_processes_reload_the_same_bits(tmp_path):
         mine = [tmp_path / f"{variant}{number}" for variant in models]
         for directory, model in zip(mine, models.values(), strict=True):
             model.save_pretrained(directory)
-            torch.save(example_inputs(model.config), directory / "inputs.pt")
+            torch.save(example_inputs(model), directory / "inputs.pt")
         command = [sys.executable, "-c", first + RELOAD, *mine]
         running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
         directories.append(mine)
@@ -55,7 +56,7 @@ def test_fresh_processes_reload_the_same_bits(tmp_path):
         assert "per-layer attribute" not in errors
         for directory, model in zip(mine, models.values(), strict=True):
             with torch.no_grad():
-                expected = model(**example_inputs(model.config)).last_hidden_state
+                expected = model(**example_inputs(model)).last_hidden_state
             assert torch.equal(torch.load(directory / "outputs.pt"), expected)
 
 
@@ -75,7 +76,7 @@ def test_dense_models_are_built_as_ever_around_a_reload(variant, tmp_path):
     assert {name: value for name, value in vars(modeling).items() if value is not names[name]} == {}
     after = tiny_model(variant)
     assert [type(m) for m in after.modules()] == [type(m) for m in before.modules()]
-    inputs = example_inputs(before.config)
+    inputs = example_inputs(before)
     assert max_difference(before(**inputs), after(**inputs)) == 0
     assert len(after(**inputs, output_hidden_states=True).hidden_states) == 4
     changed = [type(m).__name__ for m in reloaded.modules() if type(m) not in {type(m) for m in before.modules()}]
@@ -89,7 +90,7 @@ def test_a_pruned_config_builds_an_initialised_model(variant):
     for model in (transformers.AutoModel.from_config(config), type(tiny_model(variant))(copy.deepcopy(config))):
         assert 0 in {g.size for g in adapter_for(model).anatomy(model).groups}
         assert model.config.to_dict()["per_layer_config"] == config.to_dict()["per_layer_config"]
-        output = model(**example_inputs(config)).last_hidden_state
+        output = model(**example_inputs(model)).last_hidden_state
         assert output.isfinite().all()
         assert all(p.isfinite().all() for p in model.parameters())
 
@@ -149,7 +150,7 @@ def test_installing_twice_changes_nothing():
 def test_a_reloaded_model_trains_compiles_and_exports(tmp_path):
     pruned("bert").save_pretrained(tmp_path)
     model = transformers.AutoModel.from_pretrained(tmp_path)
-    inputs = example_inputs(model.config)
+    inputs = example_inputs(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = []
     for _ in range(3):

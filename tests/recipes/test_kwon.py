@@ -13,7 +13,7 @@ from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
 from pyprune.core.stages import Stages
 from pyprune.importance.fisher import per_batch, per_sample
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.recipes import RECIPES, Kwon, Surgeon, kwon
 from pyprune.recipes.cotangents import choose_cotangent
 from pyprune.search import rearrange, search

@@ -12,7 +12,7 @@ from pyprune.core.errors import InputError
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.importance import CRITERIA
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.recipes import RECIPES, Flap, LLMPruner
 from pyprune.slicing.slice import slice_
 from pyprune.testing import numerics

@@ -5,7 +5,7 @@ import copy
 import torch
 
 from pyprune.core.batches import Samples
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan, tiny_model
 

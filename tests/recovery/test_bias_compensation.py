@@ -8,7 +8,7 @@ import torch
 from pyprune.capture.channels import collect_channels
 from pyprune.core.batches import Samples
 from pyprune.core.plan import Plan
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.recovery.bias_compensation import compensate_bias
 from pyprune.slicing.slice import slice_
 from pyprune.testing import numerics

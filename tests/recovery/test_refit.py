@@ -8,7 +8,7 @@ from explicit import anatomy_of, distance, problem, pruned_pair, samples_of
 
 from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.plan import Plan
-from pyprune.models.registry import adapter_for
+from pyprune.models.adapter import adapter_for
 from pyprune.recovery.refit import refit
 from pyprune.slicing.slice import slice_
 from pyprune.testing import numerics

@@ -1,0 +1,33 @@
+"""Llama and its relatives: pre-norm decoders with rotary positions, grouped queries and gated feed-forward layers."""
+
+from pyprune.models.attention import Attention
+from pyprune.models.family import Family, Stack
+from pyprune.models.feed_forward import FeedForward
+
+FAMILIES = (
+    Family(
+        model_types=("llama", "mistral", "qwen2", "qwen3"),
+        stacks=(
+            Stack(
+                layers="layers",
+                parts=(
+                    Attention(
+                        module="self_attn",
+                        query="self_attn.q_proj",
+                        key="self_attn.k_proj",
+                        value="self_attn.v_proj",
+                        output="self_attn.o_proj",
+                        queries_per_unit="num_key_value_groups",
+                        config_key="num_key_value_heads",
+                    ),
+                    FeedForward(
+                        inner=("mlp.gate_proj", "mlp.up_proj"),
+                        output="mlp.down_proj",
+                        entry=("post_attention_layernorm", "mlp"),
+                        config_key="intermediate_size",
+                    ),
+                ),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,91 @@
+"""Inputs that any model can be tried with, made from what its forward takes and what its config says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pyprune.core.errors import InputError
+from pyprune.models.widths import configs_below
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    batch: int
+    length: int
+    padding: Literal["right", "left"]
+    generator: torch.Generator
+
+
+def example_inputs(
+    model: nn.Module, batch: int = 2, length: int = 12, seed: int = 0, padding: Literal["right", "left"] = "right"
+) -> dict[str, torch.Tensor]:
+    """Random inputs for `model.forward`, on the CPU: as many of those known here as it takes.
+
+    - `input_ids`, `attention_mask` `[batch, length]` int64, each row with more padding than the last; row 0 is full,
+      and padded positions hold the config's padding token. `length` is cut to what the positions allow.
+    - `decoder_input_ids` `[batch, (length + 1) // 2]` int64, without padding;
+    - `pixel_values` `[batch, channels, height, width]` float32.
+
+    InputError when the forward takes none of them.
+    """
+    wanted = _Wanted(batch, length, padding, torch.Generator().manual_seed(seed))
+    taken = inspect.signature(model.forward).parameters
+    inputs: dict[str, torch.Tensor] = {}
+    for name, make in _MAKERS.items():
+        if name in taken:
+            made = make(model.config, wanted)
+            inputs |= {key: tensor for key, tensor in made.items() if key in taken}
+    if not inputs:
+        raise InputError(f"{type(model).__name__}: give example inputs, its forward takes {', '.join(taken)}")
+    return inputs
+
+
+def _tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
+    config = _holder(config, "vocab_size")
+    length = wanted.length
+    # Old configs say -1 for no padding token.
+    vocabulary, pad = config.vocab_size, max(getattr(config, "pad_token_id", None) or 0, 0)
+    positions = getattr(config, "max_position_embeddings", None) or 2 * length
+    # Position tables may reserve the places up to a padding token among the first, so stay that far below their size.
+    length = min(length, positions - pad - 1 if pad < positions // 2 else positions)
+    ids = torch.randint(0, vocabulary - 1, (wanted.batch, length), generator=wanted.generator)
+    ids = ids + (ids >= pad)
+    padded = torch.arange(wanted.batch)[:, None] * length // (2 * wanted.batch)
+    position = torch.arange(length)
+    mask = position < length - padded if wanted.padding == "right" else position >= padded
+    return {"input_ids": torch.where(mask, ids, pad), "attention_mask": mask.long()}
+
+
+def _decoder_tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
+    config = _holder(getattr(config, "decoder", None) or config, "vocab_size")
+    shape = (wanted.batch, (wanted.length + 1) // 2)
+    return {"decoder_input_ids": torch.randint(0, config.vocab_size, shape, generator=wanted.generator)}
+
+
+def _pixels(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
+    config = _holder(config, "image_size")
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (wanted.batch, getattr(config, "num_channels", 3), height, width)
+    return {"pixel_values": torch.randn(shape, generator=wanted.generator)}
+
+
+_MAKERS: dict[str, Callable[[Any, _Wanted], dict[str, torch.Tensor]]] = {
+    "input_ids": _tokens,
+    "decoder_input_ids": _decoder_tokens,
+    "pixel_values": _pixels,
+}
+
+
+def _holder(config: Any, attribute: str) -> Any:
+    """`config`, or the first config inside it that has `attribute`."""
+    for found in (config, *(below for _, below in configs_below(config))):
+        if getattr(found, attribute, None) is not None:
+            return found
+    raise InputError(f"{type(config).__name__} has no {attribute}: give example inputs")

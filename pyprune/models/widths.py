@@ -1,0 +1,92 @@
+"""Widths in configs: what a checkpoint says about the shapes of its layers.
+
+A width stands in transformers' own `per_layer_config` where the family's config has an attribute for it (key/value
+caches are made from these), and in `pruned_groups`, under its group's name, where it has none. Only widths that differ
+from the dense model's are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pyprune.core.anatomy import UnitGroup
+from pyprune.core.errors import MismatchError
+from pyprune.models.family import Family
+
+PRUNED_GROUPS = "pruned_groups"
+
+
+def is_pruned(config: Any, family: Family) -> bool:
+    """Whether layers differ in widths that `family` knows, and in nothing else."""
+    if vars(config).get(PRUNED_GROUPS):
+        return True
+    return bool(getattr(config, "is_heterogeneous", False)) and config.per_layer_attributes <= family.config_keys
+
+
+def read_widths(config: Any, prefix: str, groups: Sequence[UnitGroup]) -> dict[str, int]:
+    """The size that `config` asks for, for every one of `groups`, whose names begin with `prefix`.
+
+    MismatchError for a size that cannot be cut from the group, and for an entry of a group that is not there.
+    """
+    named = dict(vars(config).get(PRUNED_GROUPS) or {})
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else None
+    sizes = {}
+    for group in groups:
+        size: Any = named.pop(group.name.removeprefix(prefix), group.size)
+        if group.config_key and layers is not None:
+            size = getattr(layers[group.layer], group.config_key)
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= group.size:
+            where = "per_layer_config" if group.config_key else PRUNED_GROUPS
+            raise MismatchError(f"{where}: {group.name} has {group.size} units in the model, not {size}")
+        sizes[group.name] = size
+    if named:
+        raise MismatchError(f"{PRUNED_GROUPS}: the model has no group {min(named)!r}")
+    return sizes
+
+
+def write_widths(
+    config: Any, family: Family, prefix: str, groups: Sequence[UnitGroup], kept: Mapping[str, int]
+) -> None:
+    """Note in `config` that `kept[name]` units of each of `groups` are left."""
+    entries: dict[int, dict[str, int]] = {}
+    named = dict(vars(config).get(PRUNED_GROUPS) or {})
+    for group in groups:
+        size = kept[group.name]
+        if not group.config_key:
+            if size < group.size:
+                named[group.name.removeprefix(prefix)] = size
+        # Read past transformers' guard, which refuses a global width while layers differ in it.
+        elif size != vars(config)[group.config_key]:
+            entries.setdefault(group.layer, {})[group.config_key] = size
+    head_keys = family.head_keys
+    if any(key in entry for entry in entries.values() for key in head_keys):
+        # hidden_size // heads is wrong for a layer that lost heads; caches ask the config for head_dim first.
+        config.head_dim = config.hidden_size // vars(config)[next(iter(head_keys))]
+    if family.config_keys:
+        config.per_layer_config = entries or None
+    if named:
+        setattr(config, PRUNED_GROUPS, named)
+
+
+def twins(root: Any, config: Any, prefix: str) -> Iterator[Any]:
+    """Copies of a member's `config` inside the config of the whole model, which is what a checkpoint stores.
+
+    A member is often built from a copy. It is found by its model type; of several by the name of the member's path.
+    """
+    inner = list(configs_below(root))
+    if any(other is config for _, other in inner):
+        return
+    same = [(name, other) for name, other in inner if other.model_type == config.model_type]
+    if len(same) > 1:
+        same = [(name, other) for name, other in same if name.removesuffix("_config") in prefix]
+    for _, other in same:
+        yield other
+
+
+def configs_below(config: Any) -> Iterator[tuple[str, Any]]:
+    """Configs inside a config, with the names of the attributes that hold them."""
+    for name, value in getattr(config, "__dict__", {}).items():
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            yield name, value
+            yield from configs_below(value)

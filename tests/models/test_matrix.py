@@ -1,0 +1,151 @@
+"""Every family of the zoo, every plan: masked = sliced = saved and reloaded in another process; costs are what is counted."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyprune.capture.masking import masked
+from pyprune.core.plan import Plan
+from pyprune.models.adapter import adapter_for
+from pyprune.models.inputs import example_inputs
+from pyprune.slicing.check import max_difference
+from pyprune.slicing.slice import slice_
+from pyprune.testing.models import random_plan, tiny_model
+from pyprune.testing.zoo import ZOO
+
+ROUNDING = 1e-10  # float64
+PLANS = ("random", "emptied", "uniform", "keep-all")
+HEADS = [(variant, head) for variant, tiny in ZOO.items() for head in tiny.heads]
+
+
+def made(kind, anatomy):
+    if kind == "random":
+        return random_plan(anatomy, seed=3, emptied=False)
+    plan = Plan.keep_all(anatomy)
+    if kind == "emptied":  # one block of every axis of every stack
+        for name in {
+            (g.axis, g.name.partition("layers.")[0], "cross" in g.name): g.name for g in anatomy.groups
+        }.values():
+            plan.kept[name] = torch.arange(0)
+    if kind == "uniform":
+        plan.kept = {g.name: torch.arange(g.size - (g.size + 1) // 2, g.size) for g in anatomy.groups}
+    return plan
+
+
+@torch.no_grad()
+def run(model, inputs):
+    cached = {"use_cache": False} if "use_cache" in vars(model.config) else {}
+    return model(**inputs, **cached)
+
+
+def inputs_of(model):
+    return {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in example_inputs(model).items()}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Where the matrix leaves what it pruned, for one process to reload."""
+    return tmp_path_factory.mktemp("matrix")
+
+
+@pytest.mark.parametrize("variant", ZOO)
+def test_masked_equals_sliced(variant, checkpoints):
+    dense = tiny_model(variant, ZOO[variant].heads[0], torch.float64)
+    adapter = adapter_for(dense)
+    anatomy = adapter.anatomy(dense)
+    inputs = inputs_of(dense)
+    whole = run(dense, inputs)
+    for kind in PLANS:
+        plan = made(kind, anatomy)
+        with masked(dense, anatomy, plan):
+            expected = run(dense, inputs)
+        model = slice_(copy.deepcopy(dense), adapter, plan)
+        found = run(model, inputs)
+        assert max_difference(expected, found) < ROUNDING, kind
+        assert {g.name: g.size for g in adapter.anatomy(model).groups} == plan.counts, kind
+        if kind == "keep-all":
+            assert max_difference(whole, found) == 0
+            assert model.config.to_dict() == dense.config.to_dict()
+        else:
+            assert max_difference(whole, found) > 1e-6, kind
+        save(model, inputs, found, checkpoints / f"{variant}-{kind}")
+
+
+@pytest.mark.parametrize(("variant", "head"), [case for case in HEADS if case[1] != ZOO[case[0]].heads[0]])
+def test_masked_equals_sliced_under_every_head(variant, head, checkpoints):
+    model = tiny_model(variant, head, torch.float32)
+    adapter = adapter_for(model)
+    slice_(model, adapter, made("random", adapter.anatomy(model)))
+    inputs = inputs_of(model)
+    save(model, inputs, run(model, inputs), checkpoints / f"{variant}-{head}")
+
+
+def save(model, inputs, outputs, folder):
+    model.save_pretrained(folder)
+    torch.save((inputs, [t for _, t in flat(outputs)]), folder / "expected.pt")
+    (folder / "class.json").write_text(json.dumps(type(model).__name__))
+
+
+def flat(outputs):
+    return [(name, t) for name, t in outputs.items() if isinstance(t, torch.Tensor)]
+
+
+RELOAD = """
+import json, sys
+from pathlib import Path
+import torch, transformers
+import pyprune
+
+torch.set_num_threads(1)
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    inputs, expected = torch.load(folder / "expected.pt")
+    model_class = getattr(transformers, json.loads((folder / "class.json").read_text()))
+    model, info = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    cached = {"use_cache": False} if "use_cache" in vars(model.config) else {}
+    with torch.no_grad():
+        outputs = [t for t in model.eval()(**inputs, **cached).values() if isinstance(t, torch.Tensor)]
+    same = len(outputs) == len(expected) and all(map(torch.equal, outputs, expected))
+    print(json.dumps([folder.name, same, sorted(k for k, v in info.items() if v)]))
+"""
+
+
+def test_another_process_reloads_all_of_them(checkpoints):
+    folders = {path.name for path in Path(checkpoints).iterdir()}
+    assert folders, "the tests before leave checkpoints: run the whole file"
+    done = subprocess.run([sys.executable, "-c", RELOAD, str(checkpoints)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert {name for name, *_ in found} == folders
+    assert [row for row in found if row[1:] != [True, []]] == []
+
+
+@pytest.mark.parametrize("variant", ZOO)
+def test_costs_are_what_is_counted(variant):
+    """What a plan saves, counted on the models themselves: weights of matrices, and FLOPs of one forward pass."""
+    dense = tiny_model(variant, ZOO[variant].heads[0], attention="eager")
+    adapter = adapter_for(dense)
+    anatomy = adapter.anatomy(dense)
+    plan = made("random", anatomy)
+    batch, length = 2, 12
+    inputs = example_inputs(dense, batch, length)
+    sliced = slice_(copy.deepcopy(dense), adapter, plan)
+    assert weights(dense) - weights(sliced) == anatomy.params() - anatomy.params(plan.counts)
+    saved = anatomy.flops(length) - anatomy.flops(length, plan.counts)
+    assert flops(dense, inputs) - flops(sliced, inputs) == batch * saved
+
+
+def weights(model):
+    tables = ("position", "bias_table")
+    return sum(p.numel() for n, p in model.named_parameters() if p.dim() > 1 and not any(t in n for t in tables))
+
+
+def flops(model, inputs):
+    with FlopCounterMode(display=False) as counter:
+        run(model, inputs)
+    return counter.get_total_flops()
