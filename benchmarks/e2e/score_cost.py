@@ -33,8 +33,8 @@ from pyprune.capture.masking import masked
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Batch, Samples, batching
 from pyprune.importance.fisher import per_sample
-from pyprune.models.loading import load
 from pyprune.models.adapter import adapter_for
+from pyprune.models.loading import load
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,6 +18,6 @@ def output_dim(layer: nn.Module) -> int:
     return 1 if hasattr(layer, "nf") else 0
 
 
-def matrix(layer: nn.Module) -> torch.Tensor:
+def matrix(layer: Any) -> torch.Tensor:
     """The weight of a linear layer as `[outputs, inputs]`; a view, so that writing to it writes to the layer."""
     return layer.weight.T if output_dim(layer) else layer.weight

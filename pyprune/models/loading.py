@@ -120,7 +120,8 @@ def _checked_device(device: str | torch.device) -> torch.device:
 def _check_config(directory: Path) -> None:
     config = read_json(directory / "config.json")
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    types = {model_type, *(value.get("model_type") for value in config.values() if isinstance(value, dict))}
+    if not any(known in FAMILIES for known in types):
         supported = ", ".join(sorted(FAMILIES))
         raise InputError(f"{directory}: model type {model_type!r} is not supported; supported: {supported}")
     if config.get("quantization_config"):

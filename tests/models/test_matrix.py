@@ -1,4 +1,4 @@
-"""Every family of the zoo, every plan: masked = sliced = saved and reloaded in another process; costs are what is counted."""
+"""The whole zoo, every plan: masked = sliced = reloaded by another process, and costs are what is counted."""
 
 import copy
 import json
@@ -29,10 +29,8 @@ def made(kind, anatomy):
         return random_plan(anatomy, seed=3, emptied=False)
     plan = Plan.keep_all(anatomy)
     if kind == "emptied":  # one block of every axis of every stack
-        for name in {
-            (g.axis, g.name.partition("layers.")[0], "cross" in g.name): g.name for g in anatomy.groups
-        }.values():
-            plan.kept[name] = torch.arange(0)
+        last = {(g.axis, g.name.partition("layers.")[0], "cross" in g.name): g.name for g in anatomy.groups}
+        plan.kept |= {name: torch.arange(0) for name in last.values()}
     if kind == "uniform":
         plan.kept = {g.name: torch.arange(g.size - (g.size + 1) // 2, g.size) for g in anatomy.groups}
     return plan
