@@ -1,0 +1,26 @@
+"""Models that see images and read text, and their members alone."""
+
+from pyprune.testing.zoo.tiny import TOKENS, Tiny
+
+_TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24, **TOKENS}
+_VISION = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "image_size": 12,
+    "patch_size": 4,
+}
+_BOTH = {"text_config": _TEXT, "vision_config": _VISION}
+_SIGLIP = {"text_config": {**_TEXT, "projection_size": 24}, "vision_config": _VISION}
+
+MODELS = {
+    "clip": Tiny("clip", {**_BOTH, "projection_dim": 16}, ("AutoModel", "CLIPForImageClassification")),
+    "clip-text": Tiny("clip_text_model", _TEXT, ("CLIPTextModel", "CLIPTextModelWithProjection")),
+    "clip-vision": Tiny("clip_vision_model", _VISION, ("CLIPVisionModel", "CLIPVisionModelWithProjection")),
+    "siglip": Tiny("siglip", _SIGLIP, ("AutoModel", "AutoModelForImageClassification")),
+    "siglip-text": Tiny("siglip_text_model", _TEXT, ("SiglipTextModel",)),
+    "siglip-vision": Tiny("siglip_vision_model", _VISION, ("SiglipVisionModel",)),
+    "siglip-headless": Tiny("siglip_vision_model", {**_VISION, "vision_use_head": False}, ("SiglipVisionModel",)),
+    "git-vision": Tiny("git_vision_model", _VISION, ("GitVisionModel",)),
+}
