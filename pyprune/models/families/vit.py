@@ -1,0 +1,67 @@
+"""ViT and its relatives: pre-norm encoders of image patches, whose number the image's size fixes."""
+
+from pyprune.models.attention import Attention
+from pyprune.models.family import Family, Stack
+from pyprune.models.feed_forward import FeedForward
+from pyprune.models.images import patches
+
+_SPLIT = {
+    "module": "attention",
+    "query": "attention.q_proj",
+    "key": "attention.k_proj",
+    "value": "attention.v_proj",
+    "output": "attention.o_proj",
+}
+_PARTS = (
+    Attention(**_SPLIT, counts=("num_attention_heads",), config_key="num_attention_heads"),
+    FeedForward(inner=("mlp.fc1",), output="mlp.fc2", entry=("layernorm_after", "mlp"), config_key="intermediate_size"),
+)
+
+# DINOv2 scales what it adds to the residual stream, so its blocks are not replayed one by one. Its config knows a ratio
+# in place of a number of neurons.
+_SCALED = Attention(**_SPLIT, counts=("num_attention_heads",), config_key="num_attention_heads", exit=None)
+_MLP = FeedForward(inner=("mlp.fc1",), output="mlp.fc2", entry=("norm2", "mlp"), exit=None)
+_SWIGLU = FeedForward(inner=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj", entry=("norm2", "mlp"), exit=None)
+
+# The same layers in transformers 5.17.
+_SCALED_5_17 = Attention(
+    module="attention.attention",
+    query="attention.attention.query",
+    key="attention.attention.key",
+    value="attention.attention.value",
+    output="attention.output.dense",
+    head_dim="attention_head_size",
+    counts=("num_attention_heads",),
+    widths=("all_head_size",),
+    config_key="num_attention_heads",
+    exit=None,
+)
+_SWIGLU_5_17 = FeedForward(
+    inner=("mlp.weights_in",), output="mlp.weights_out", entry=("norm2", "mlp"), exit=None, fused=True
+)
+
+
+def _with_class_token(config: object, indices: tuple[int, ...]) -> int:
+    return patches(config) + 1
+
+
+def _with_class_and_distillation_token(config: object, indices: tuple[int, ...]) -> int:
+    return patches(config) + 2
+
+
+FAMILIES = (
+    Family(model_types=("vit",), stacks=(Stack("layers", _PARTS, tokens=_with_class_token),)),
+    Family(model_types=("deit",), stacks=(Stack("layers", _PARTS, tokens=_with_class_and_distillation_token),)),
+    Family(
+        model_types=("dinov2",),
+        stacks=tuple(
+            Stack("encoder.layer", (attention, mlp), holds=(attention.query, mlp.output), tokens=_with_class_token)
+            for attention, mlp in (
+                (_SCALED, _MLP),
+                (_SCALED, _SWIGLU),
+                (_SCALED_5_17, _MLP),
+                (_SCALED_5_17, _SWIGLU_5_17),
+            )
+        ),
+    ),
+)
