@@ -71,8 +71,9 @@ class UnitCost:
       (cross-attention, spatially reduced keys);
     - `attention`: MACs per (query, key) pair: 2 x head_dim x query heads of the unit for QK^T and PV. Causal attention
       is counted in full, like the published MAC models do;
-    - `tokens`: tokens of a sample that pass the block; None: the length of the sequence;
-    - `keys`: keys that one query meets; None: as many as `tokens`, or the length where `key_params` are told apart.
+    - `tokens`: tokens of a sample that pass the block; None: the length of the sequence and `extra_tokens`;
+    - `keys`: keys that one query meets; None: as many as `tokens`, or the length where `key_params` are told apart;
+    - `extra_tokens`: tokens that join those of the text in one sequence, such as an image's.
     """
 
     params: int
@@ -81,10 +82,11 @@ class UnitCost:
     tokens: float | None = None
     keys: float | None = None
     share: float = 1.0
+    extra_tokens: float = 0.0
 
     def flops(self, length: float) -> float:
         """FLOPs per sequence of `length` tokens (a mean length may be fractional)."""
-        tokens = length if self.tokens is None else self.tokens
+        tokens = length + self.extra_tokens if self.tokens is None else self.tokens
         keys = self.keys if self.keys is not None else (length if self.key_params else tokens)
         weights = self.share * tokens * (self.params - self.key_params) + keys * self.key_params
         return 2.0 * (weights + tokens * keys * self.attention)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Anatomy
+from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.errors import InputError
 from pyprune.models.family import Family
 from pyprune.models.registry import FAMILIES
@@ -45,9 +46,13 @@ class TransformersAdapter:
         be pruned exactly, or when its modules are not those of the family.
         """
         layers: dict[str, None] = {}
-        blocks = []
+        blocks: list[Block] = []
+        stack = ""
         for member in members(model):
             for place, part in member.family.parts(member.model, member.prefix):
+                if blocks and place.stack != stack:  # what lies between two stacks belongs to neither
+                    blocks[-1] = replace(blocks[-1], exit=None)
+                stack = place.stack
                 layers[place.path] = None
                 blocks.append(part.block(place))
         if not blocks:
@@ -77,22 +82,24 @@ class TransformersAdapter:
 
 
 def members(model: nn.Module) -> Iterator[Member]:
-    """Transformers models of known families in `model`, itself included; parts of one that share its type are not
-    told apart from it."""
+    """Transformers models of known families in `model`, itself included, the inner ones first: they feed the outer.
+
+    Parts of one that share its type are not told apart from it.
+    """
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
         return
-    found: list[tuple[str, str]] = []
+    found: list[Member] = []
     for path, module in model.named_modules():
         if not isinstance(module, PreTrainedModel) or module.config.model_type not in FAMILIES:
             continue
         model_type = module.config.model_type
         prefix = f"{path}." if path else ""
-        if any(model_type == outer_type and prefix.startswith(outer) for outer, outer_type in found):
+        if any(model_type == o.model.config.model_type and prefix.startswith(o.prefix) for o in found):
             continue
-        found.append((prefix, model_type))
-        yield Member(prefix, module, FAMILIES[model_type])
+        found.append(Member(prefix, module, FAMILIES[model_type]))
+    yield from sorted(found, key=lambda member: member.prefix.count("."), reverse=True)
 
 
 def model_types(config: Any) -> set[str]:

@@ -30,13 +30,16 @@ class EmptyAttention(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> tuple:
         """Output `[B, T, D]` (or context `[B, T, 0]`) and, in eager mode, attention weights `[B, 0, T, S]`."""
         batch, length, _ = hidden_states.shape
+        if past_key_values is None:  # some families give the cache its place among the arguments instead of its name
+            past_key_values = next((a for a in args if hasattr(a, "get_seq_length")), None)
         seen = length
         source = kwargs.get("encoder_hidden_states")
         if source is not None:  # cross-attention: its part of the cache is read by nobody else, and stays empty
             seen = source.shape[1]
         elif past_key_values is not None:
             seen = _remember_length(past_key_values, self.layer_idx, hidden_states)
-        eager = self.config._attn_implementation == "eager"
+        config = getattr(self, "config", None)  # who has none computes its weights itself, and returns them
+        eager = config is None or config._attn_implementation == "eager"
         weights = hidden_states.new_empty(batch, 0, length, seen) if eager else None
         output = hidden_states.new_empty(batch, length, 0)
         if self.projection:

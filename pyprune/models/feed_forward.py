@@ -44,7 +44,7 @@ class FeedForward:
             size=size,
             width=1,
             cuts=cuts,
-            cost=UnitCost(place.unit_params(cuts), tokens=place.tokens),
+            cost=UnitCost(place.unit_params(cuts), **place.token_counts),
             config_key=self.config_key,
         )
         return Block(place.path, f"{place.path}.{self.output}", place.below(self.entry), place.below(self.exit), group)

@@ -14,8 +14,8 @@ from pyprune.core.layers import output_dim
 class Place:
     """One layer of one stack: the module, its dotted path from the model's root, and what its groups are called.
 
-    `index` counts the layers of the stack. `tokens` and `keys` are as in `core.anatomy.UnitCost`; `source_tokens` are
-    the keys of cross-attention.
+    `index` counts the layers of the stack. `tokens`, `keys` and `extra_tokens` are as in `core.anatomy.UnitCost`;
+    `source_tokens` are the keys of cross-attention.
     """
 
     layer: nn.Module
@@ -25,6 +25,17 @@ class Place:
     tokens: float | None = None
     keys: float | None = None
     source_tokens: float | None = None
+    extra_tokens: float | None = None
+
+    @property
+    def stack(self) -> str:
+        """What the names of all layers of the stack begin with."""
+        return self.name.rpartition("layers.")[0]
+
+    @property
+    def token_counts(self) -> dict[str, float | None]:
+        """How many tokens pass the layer, for a `UnitCost`."""
+        return {"tokens": self.tokens, "extra_tokens": self.extra_tokens or 0.0}
 
     def below(self, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """Paths from the root of modules that are named from the layer on; None stays None."""

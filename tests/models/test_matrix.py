@@ -40,6 +40,7 @@ def made(kind, anatomy):
 @torch.no_grad()
 def run(model, inputs):
     cached = {"use_cache": False} if "use_cache" in vars(model.config) else {}
+    torch.manual_seed(0)  # ViLT shuffles the patches of an image
     return model(**inputs, **cached)
 
 
@@ -115,9 +116,8 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     inputs, expected = torch.load(folder / "expected.pt")
     model_class = getattr(transformers, json.loads((folder / "class.json").read_text()))
     model, info = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    for parameter in model.parameters():  # where a file left them aligned otherwise, products are rounded otherwise
-        parameter.data = parameter.data.clone()
     cached = {"use_cache": False} if "use_cache" in vars(model.config) else {}
+    torch.manual_seed(0)
     with torch.no_grad():
         outputs = flat(copy.deepcopy(model.eval())(**inputs, **cached))
     same = 0 < len(outputs) == len(expected) and all(map(torch.equal, outputs, expected))

@@ -51,3 +51,11 @@ def test_the_members_of_one_model_differ_in_width(variant, tmp_path):
 
 def sizes(model):
     return {group.name: group.size for group in adapter_for(model).anatomy(model).groups}
+
+
+def test_an_image_encoder_comes_before_the_text_that_reads_it():
+    model = tiny_model("git")
+    blocks = adapter_for(model).anatomy(model).blocks
+    stacks = [block.units.name.partition("layers.")[0] for block in blocks]
+    assert stacks == ["image_encoder."] * 6 + [""] * 4
+    assert [block.exit is None for block in blocks] == [False] * 5 + [True] + [False] * 4

@@ -1,13 +1,12 @@
 """CLIP's towers and those built like them: SigLIP's, and the image encoder of GIT."""
 
-from typing import Any
-
 from pyprune.models.attention import Attention
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.images import patches
 
 # Heads have no key: the configs insist on a hidden size that is a multiple of their number, layer by layer as well.
-LAYER = (
+_LAYER = (
     Attention(
         module="self_attn",
         query="self_attn.q_proj",
@@ -25,29 +24,29 @@ LAYER = (
 )
 
 
-def patches(config: Any, _: tuple[int, ...] = ()) -> int:
-    """Tokens of one image, a token for each square patch."""
-    return (config.image_size // config.patch_size) ** 2
+def _patches(config: object, indices: tuple[int, ...]) -> int:
+    return patches(config)
 
 
-def patches_and_class(config: Any, _: tuple[int, ...] = ()) -> int:
-    """Tokens of one image, a token for each square patch and one for the class."""
+def _with_class_token(config: object, indices: tuple[int, ...]) -> int:
     return patches(config) + 1
 
 
 FAMILIES = (
-    Family(model_types=("clip_text_model", "siglip_text_model"), stacks=(Stack(layers="encoder.layers", parts=LAYER),)),
+    Family(
+        model_types=("clip_text_model", "siglip_text_model"), stacks=(Stack(layers="encoder.layers", parts=_LAYER),)
+    ),
     Family(
         model_types=("clip_vision_model",),
-        stacks=(Stack(layers="encoder.layers", parts=LAYER, tokens=patches_and_class),),
+        stacks=(Stack(layers="encoder.layers", parts=_LAYER, tokens=_with_class_token),),
     ),
     # The attention that pools SigLIP's patches at the end has one query, and is no layer: it stays as it is.
     Family(
         model_types=("siglip_vision_model",),
-        stacks=(Stack(layers="encoder.layers", parts=LAYER, tokens=patches),),
+        stacks=(Stack(layers="encoder.layers", parts=_LAYER, tokens=_patches),),
     ),
     Family(
         model_types=("git_vision_model",),
-        stacks=(Stack(layers="vision_model.encoder.layers", parts=LAYER, tokens=patches_and_class),),
+        stacks=(Stack(layers="vision_model.encoder.layers", parts=_LAYER, tokens=_with_class_token),),
     ),
 )

@@ -3,16 +3,23 @@
 from pyprune.testing.zoo.tiny import TOKENS, Tiny
 
 _TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24, **TOKENS}
+_IMAGE = {"image_size": 12, "patch_size": 4}
 _VISION = {
     "hidden_size": 24,
     "num_hidden_layers": 3,
     "num_attention_heads": 3,
     "intermediate_size": 20,
-    "image_size": 12,
-    "patch_size": 4,
+    **_IMAGE,
 }
 _BOTH = {"text_config": _TEXT, "vision_config": _VISION}
 _SIGLIP = {"text_config": {**_TEXT, "projection_size": 24}, "vision_config": _VISION}
+_VILT_HEADS = (
+    "ViltForMaskedLM",
+    "ViltForQuestionAnswering",
+    "ViltForImageAndTextRetrieval",
+    "ViltForImagesAndTextClassification",
+    "ViltForTokenClassification",
+)
 
 MODELS = {
     "clip": Tiny("clip", {**_BOTH, "projection_dim": 16}, ("AutoModel", "CLIPForImageClassification")),
@@ -23,4 +30,7 @@ MODELS = {
     "siglip-vision": Tiny("siglip_vision_model", _VISION, ("SiglipVisionModel",)),
     "siglip-headless": Tiny("siglip_vision_model", {**_VISION, "vision_use_head": False}, ("SiglipVisionModel",)),
     "git-vision": Tiny("git_vision_model", _VISION, ("GitVisionModel",)),
+    "git": Tiny("git", {**_TEXT, "vision_config": _VISION}, ("AutoModel", "GitForCausalLM")),
+    "vilt": Tiny("vilt", {**_TEXT, **_IMAGE, "num_images": 1}, ("AutoModel", *_VILT_HEADS)),
+    "vilt-short": Tiny("vilt", {**_TEXT, **_IMAGE, "qkv_bias": False, "max_image_length": 5}),
 }
