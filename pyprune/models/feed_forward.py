@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import nn
 
 from pyprune.core.anatomy import Block, UnitCost, UnitGroup
 from pyprune.core.layers import matrix
+from pyprune.models.emptied import empty_projection_
 from pyprune.models.place import Place
 
 
@@ -16,7 +20,8 @@ class FeedForward:
     `inner` are the layers whose outputs are the neurons; `fused` says that one of them holds gate and up projection one
     after the other. `entry` are the modules that lead from the residual stream to the input of the `output`
     projection; the last may call the projection itself. `exit` is as in `core.anatomy.Block`. `config_key` is the
-    attribute of the config that counts neurons layer by layer, empty when it has none.
+    attribute of the config that counts neurons layer by layer, empty when it has none. `when` tells the layers that
+    have this block; None: all.
     """
 
     inner: tuple[str, ...]
@@ -25,6 +30,7 @@ class FeedForward:
     exit: tuple[str, ...] | None = ()
     fused: bool = False
     config_key: str = ""
+    when: Callable[[nn.Module], bool] | None = None
 
     def block(self, place: Place) -> Block:
         """The block of the layer at `place`."""
@@ -45,4 +51,5 @@ class FeedForward:
         return Block(place.path, f"{place.path}.{self.output}", place.below(self.entry), place.below(self.exit), group)
 
     def emptied(self, place: Place) -> None:
-        """Linear layers of width 0 leave the output projection's bias: nothing to do."""
+        """Linear layers of width 0 leave the output projection's bias."""
+        empty_projection_(place.layer.get_submodule(self.output))
