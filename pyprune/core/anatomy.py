@@ -54,7 +54,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A number that a module remembers and that follows its group: `module.name = per_unit * units`."""
+    """A number that a module remembers and that follows its group: `module.name = per_unit * units`.
+
+    A `name` that starts with `config.` is one that the module reads from the config of the whole model.
+    """
 
     module: str
     name: str

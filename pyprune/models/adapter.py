@@ -12,6 +12,7 @@ from torch import nn
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.errors import InputError
 from pyprune.models.family import Family
+from pyprune.models.layer_config import remember_
 from pyprune.models.registry import FAMILIES
 from pyprune.models.widths import configs_below, twins, write_widths
 
@@ -67,7 +68,7 @@ class TransformersAdapter:
         for group in anatomy.groups:
             for attribute in group.attributes:
                 module = model.get_submodule(attribute.module)
-                setattr(module, attribute.name, attribute.per_unit * len(kept[group.name]))
+                remember_(module, attribute.name, attribute.per_unit * len(kept[group.name]))
         before = {group.name: group for group in anatomy.groups}
         sizes = {name: len(units) for name, units in kept.items()}
         for member in members(model):

@@ -9,7 +9,7 @@ from torch import nn
 
 from pyprune.core.anatomy import Attribute, Block, Cut, UnitCost, UnitGroup
 from pyprune.core.layers import matrix
-from pyprune.models.emptied import empty_attention_
+from pyprune.models.emptied import empty_attention_, empty_projection_
 from pyprune.models.place import Place
 
 
@@ -19,11 +19,13 @@ class Attention:
 
     Queries, keys and values come from three projections, or from one `fused` whose outputs are all queries, all keys,
     all values in this order; `interleaved` says that they are query, key and value of head 0, of head 1, ... instead.
+    `fused` beside a `query` holds keys and values alone.
 
     One unit is a key/value head with the query heads that read it. `head_dim`, `queries_per_unit`, `counts`, `widths`
     and `unit_counts` are attributes of `module`: the first two are read, the others follow the heads that stay (the
-    number of query heads, that times `head_dim`, the number of units). `tables` are further tensors with one entry for
-    every query head along a dimension, such as relative position biases.
+    number of query heads, that times `head_dim`, the number of units). `config_counts` are numbers of query heads that
+    `module` reads from the config whenever it runs. `tables` are further tensors with one entry for every query head
+    along a dimension, such as relative position biases.
 
     `config_key` is the attribute of the config that counts the units layer by layer (key/value heads, where a family
     tells the two apart); empty when it has none that speaks for this attention alone. `derives_head_dim` says that the
@@ -44,6 +46,7 @@ class Attention:
     counts: tuple[str, ...] = ()
     widths: tuple[str, ...] = ()
     unit_counts: tuple[str, ...] = ()
+    config_counts: tuple[str, ...] = ()
     tables: tuple[tuple[str, int], ...] = ()
     config_key: str = ""
     derives_head_dim: bool = False
@@ -66,6 +69,7 @@ class Attention:
             *(Attribute(path, name, repeats) for name in self.counts),
             *(Attribute(path, name, width) for name in self.widths),
             *(Attribute(path, name) for name in self.unit_counts),
+            *(Attribute(path, f"config.{name}", repeats) for name in self.config_counts),
         )
         params = place.unit_params(reading + output)
         group = UnitGroup(
@@ -89,6 +93,7 @@ class Attention:
 
     def emptied(self, place: Place) -> None:
         """Let the module run without heads: its output is the bias of the output projection."""
+        empty_projection_(place.layer.get_submodule(self.output))
         inside = self.output.startswith(f"{self.module}.")
         projection = self.output.removeprefix(f"{self.module}.") if inside else None
         self.empty_(place.layer.get_submodule(self.module), projection)
@@ -98,7 +103,9 @@ class Attention:
 
     def _size(self, place: Place, head_dim: int, repeats: int) -> int:
         outputs, _ = matrix(place.layer.get_submodule(self.fused or self.key)).shape
-        return outputs // (head_dim * (repeats + 2) if self.fused else head_dim)
+        if not self.fused:
+            return outputs // head_dim
+        return outputs // (head_dim * (2 if self.query else repeats + 2))
 
     def _reading(self, place: Place, size: int, head_dim: int, width: int) -> tuple[Cut, ...]:
         """Cuts of queries, keys and values, in this order."""
@@ -110,9 +117,9 @@ class Attention:
             )
         if self.interleaved:
             return place.outputs(self.fused, width + 2 * head_dim)
-        keys = size * width
+        keys = 0 if self.query else size * width
         return (
-            *place.outputs(self.fused, width),
+            *place.outputs(self.query or self.fused, width),
             *place.outputs(self.fused, head_dim, offset=keys),
             *place.outputs(self.fused, head_dim, offset=keys + size * head_dim),
         )

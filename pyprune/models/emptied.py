@@ -1,4 +1,5 @@
-"""Attention that lost all its heads: no scores to compute, and still a place in the cache of a decoder's own keys."""
+"""Attention that lost all its heads: no scores to compute, and still a place in the cache of a decoder's own keys; and
+projections of which only the bias is left."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ def empty_attention_(attention: nn.Module, projection: str | None) -> None:
     `projection` names the output projection when it is part of `attention`, else the family applies it outside.
     """
     if not isinstance(attention, EmptyAttention):
-        attention.__class__ = _emptied(type(attention), projection)
+        attention.__class__ = _subclass(EmptyAttention, type(attention), projection)
+
+
+def empty_projection_(projection: nn.Module) -> None:
+    """Let a linear layer without inputs run, in place: `Linear` does, transformers' `Conv1D` does not."""
+    if hasattr(projection, "nf") and not isinstance(projection, EmptyConv1D):
+        projection.__class__ = _subclass(EmptyConv1D, type(projection), None)
 
 
 class EmptyAttention(nn.Module):
@@ -25,13 +32,14 @@ class EmptyAttention(nn.Module):
     recorders of attention weights.
     """
 
-    projection: str | None
+    projection_path: str | None  # called like nothing that an attention module holds
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> tuple:
         """Output `[B, T, D]` (or context `[B, T, 0]`) and, in eager mode, attention weights `[B, 0, T, S]`."""
-        batch, length, _ = hidden_states.shape
-        if past_key_values is None:  # some families give the cache its place among the arguments instead of its name
+        past_key_values = kwargs.get("layer_past", past_key_values)  # GPT-NeoX's name for it
+        if past_key_values is None:  # GIT gives it no name
             past_key_values = next((a for a in args if hasattr(a, "get_seq_length")), None)
+        batch, length, _ = hidden_states.shape
         seen = length
         source = kwargs.get("encoder_hidden_states")
         if source is not None:  # cross-attention: its part of the cache is read by nobody else, and stays empty
@@ -42,13 +50,24 @@ class EmptyAttention(nn.Module):
         eager = config is None or config._attn_implementation == "eager"
         weights = hidden_states.new_empty(batch, 0, length, seen) if eager else None
         output = hidden_states.new_empty(batch, length, 0)
-        if self.projection:
-            output = self.get_submodule(self.projection)(output)
+        if self.projection_path:
+            output = self.get_submodule(self.projection_path)(output)
         return output, weights
 
     def __reduce__(self) -> tuple:
         # The class is generated, so pickle and deepcopy rebuild it from the family's own class.
-        return _rebuild, (type(self).__mro__[2], self.projection), self.__dict__
+        return _rebuild, (EmptyAttention, type(self).__mro__[2], self.projection_path), self.__dict__
+
+
+class EmptyConv1D(nn.Module):
+    """Mixin over transformers' `Conv1D`, whose own forward cannot reshape inputs without channels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The bias at every position: `[..., 0]` to `[..., nf]`."""
+        return self.bias.expand(*x.shape[:-1], self.nf)
+
+    def __reduce__(self) -> tuple:
+        return _rebuild, (EmptyConv1D, type(self).__mro__[2], None), self.__dict__
 
 
 def _remember_length(past_key_values: Any, layer_idx: int, hidden_states: torch.Tensor) -> int:
@@ -68,11 +87,10 @@ def _remember_length(past_key_values: Any, layer_idx: int, hidden_states: torch.
 
 
 @cache
-def _emptied(attention_class: type[nn.Module], projection: str | None) -> type[nn.Module]:
-    name = f"Empty{attention_class.__name__}"
-    return type(name, (EmptyAttention, attention_class), {"projection": projection, "__module__": __name__})
+def _subclass(mixin: type[nn.Module], base: type[nn.Module], projection: str | None) -> type[nn.Module]:
+    return type(f"Empty{base.__name__}", (mixin, base), {"projection_path": projection, "__module__": __name__})
 
 
-def _rebuild(attention_class: type[nn.Module], projection: str | None) -> nn.Module:
-    emptied = _emptied(attention_class, projection)
+def _rebuild(mixin: type[nn.Module], base: type[nn.Module], projection: str | None) -> nn.Module:
+    emptied = _subclass(mixin, base, projection)
     return emptied.__new__(emptied)

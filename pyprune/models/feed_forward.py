@@ -9,6 +9,7 @@ from torch import nn
 
 from pyprune.core.anatomy import Block, UnitCost, UnitGroup
 from pyprune.core.layers import matrix
+from pyprune.models.emptied import empty_projection_
 from pyprune.models.place import Place
 
 
@@ -50,4 +51,5 @@ class FeedForward:
         return Block(place.path, f"{place.path}.{self.output}", place.below(self.entry), place.below(self.exit), group)
 
     def emptied(self, place: Place) -> None:
-        """Linear layers of width 0 leave the output projection's bias: nothing to do."""
+        """Linear layers of width 0 leave the output projection's bias."""
+        empty_projection_(place.layer.get_submodule(self.output))

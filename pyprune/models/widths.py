@@ -35,7 +35,8 @@ def read_widths(config: Any, prefix: str, groups: Sequence[UnitGroup]) -> dict[s
     for group in groups:
         size: Any = named.pop(group.name.removeprefix(prefix), group.size)
         if group.config_key and layers is not None:
-            size = getattr(layers[group.layer], group.config_key)
+            entry = getattr(layers[group.layer], group.config_key)
+            size = group.size if entry is None else entry
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= group.size:
             where = "per_layer_config" if group.config_key else PRUNED_GROUPS
             raise MismatchError(f"{where}: {group.name} has {group.size} units in the model, not {size}")
@@ -49,6 +50,10 @@ def write_widths(
     config: Any, family: Family, prefix: str, groups: Sequence[UnitGroup], kept: Mapping[str, int]
 ) -> None:
     """Note in `config` that `kept[name]` units of each of `groups` are left."""
+    for group in groups:
+        # A width left to its default is written out, since layers can only differ from a number.
+        if group.config_key and vars(config)[group.config_key] is None and kept[group.name] < group.size:
+            setattr(config, group.config_key, group.size)
     entries: dict[int, dict[str, int]] = {}
     named = dict(vars(config).get(PRUNED_GROUPS) or {})
     for group in groups:
@@ -57,7 +62,7 @@ def write_widths(
             if size < group.size:
                 named[group.name.removeprefix(prefix)] = size
         # Read past transformers' guard, which refuses a global width while layers differ in it.
-        elif size != vars(config)[group.config_key]:
+        elif vars(config)[group.config_key] not in (None, size):
             entries.setdefault(group.layer, {})[group.config_key] = size
     head_keys = family.head_keys
     if any(key in entry for entry in entries.values() for key in head_keys):

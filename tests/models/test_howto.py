@@ -15,28 +15,29 @@ from pyprune.models.registry import FAMILIES
 from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan
-from pyprune.testing.zoo.tiny import Tiny
+from pyprune.testing.zoo import decoders
 
 PAGE = (Path(__file__).parents[2] / "docs/howto/add-a-model.md").read_text()
 TABLE, ROW = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
-def opt(monkeypatch):
+def stablelm(monkeypatch):
     namespace = {}
     exec(TABLE, namespace)
     (family,) = namespace["FAMILIES"]
-    monkeypatch.setitem(FAMILIES._items, "opt", family)
+    assert "stablelm" not in FAMILIES, "the example is of a family that has no table yet"
+    monkeypatch.setitem(FAMILIES._items, "stablelm", family)
     return family
 
 
 def config(**options):
-    tiny = eval("{" + ROW + "}", {"Tiny": Tiny})["opt"]
+    tiny = eval("{" + ROW + "}", vars(decoders))["stablelm"]
     return AutoConfig.for_model(tiny.model_type, **tiny.config, **options)
 
 
 @torch.no_grad()
-def test_the_example_prunes_and_reloads(opt, tmp_path):
+def test_the_example_prunes_and_reloads(stablelm, tmp_path):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config(), dtype=torch.float64).eval()
     adapter = adapter_for(model)
@@ -51,7 +52,7 @@ def test_the_example_prunes_and_reloads(opt, tmp_path):
     assert max_difference(sliced, AutoModelForCausalLM.from_pretrained(tmp_path)(**inputs)) == 0
 
 
-def test_the_example_refuses_what_its_table_does_not_describe(opt):
-    model = AutoModelForCausalLM.from_config(config(do_layer_norm_before=False))
-    with pytest.raises(InputError, match="do_layer_norm_before=False cannot be pruned: the table describes"):
+def test_the_example_refuses_what_its_table_does_not_describe(stablelm):
+    model = AutoModelForCausalLM.from_config(config(qk_layernorm=True))
+    with pytest.raises(InputError, match="qk_layernorm=True cannot be pruned: every head has a norm of its own"):
         adapter_for(model).anatomy(model)

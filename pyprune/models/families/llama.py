@@ -6,7 +6,7 @@ from pyprune.models.feed_forward import FeedForward
 
 FAMILIES = (
     Family(
-        model_types=("llama", "mistral", "qwen2", "qwen3"),
+        model_types=("llama", "mistral", "qwen2", "qwen3", "smollm3"),
         stacks=(
             Stack(
                 layers="layers",

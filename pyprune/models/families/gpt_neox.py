@@ -1,0 +1,49 @@
+"""GPT-NeoX and Pythia: rotary decoders whose fused projection holds query, key and value head by head."""
+
+from torch import nn
+
+from pyprune.models.attention import Attention
+from pyprune.models.family import Family, Stack
+from pyprune.models.feed_forward import FeedForward
+
+
+def _parallel(layer: nn.Module) -> bool:
+    """Whether attention and feed-forward both read what enters the layer."""
+    return layer.use_parallel_residual
+
+
+def _sequential(layer: nn.Module) -> bool:
+    return not layer.use_parallel_residual
+
+
+_ATTENTION = {
+    "module": "attention",
+    "fused": "attention.query_key_value",
+    "interleaved": True,
+    "output": "attention.dense",
+    "head_dim": "head_size",
+    # No key: the family's config refuses head counts that do not divide the hidden size, and would in every layer.
+}
+_FEED_FORWARD = {
+    "inner": ("mlp.dense_h_to_4h",),
+    "output": "mlp.dense_4h_to_h",
+    "entry": ("post_attention_layernorm", "mlp"),
+    "config_key": "intermediate_size",
+}
+
+FAMILIES = (
+    Family(
+        model_types=("gpt_neox",),
+        stacks=(
+            Stack(
+                layers="layers",
+                parts=(
+                    Attention(**_ATTENTION, exit=None, when=_parallel),
+                    FeedForward(**_FEED_FORWARD, exit=None, when=_parallel),
+                    Attention(**_ATTENTION, when=_sequential),
+                    FeedForward(**_FEED_FORWARD, when=_sequential),
+                ),
+            ),
+        ),
+    ),
+)
