@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Anatomy, Block
+from pyprune.core.anatomy import Anatomy, Block, UnitGroup
 from pyprune.core.errors import InputError
-from pyprune.models.family import Family
+from pyprune.models.family import Family, Part
 from pyprune.models.layer_config import remember_
+from pyprune.models.place import Place
 from pyprune.models.registry import FAMILIES
 from pyprune.models.widths import configs_below, twins, write_widths
 
@@ -30,11 +31,28 @@ def adapter_for(model_or_config: Any) -> TransformersAdapter:
 
 
 class Member(NamedTuple):
-    """A transformers model of a known family inside another (or the whole): its path, ending in a dot if not empty."""
+    """A transformers model of a known family inside another (or the whole): its path, ending in a dot if not empty.
+
+    `source_tokens` are those that its cross-attention reads, where the whole model tells.
+    """
 
     prefix: str
     model: Any
     family: Family
+    source_tokens: float | None = None
+
+    def parts(self) -> Iterator[tuple[Place, Part]]:
+        """Every part of every layer of the member."""
+        return self.family.parts(self.model, self.prefix, self.source_tokens)
+
+
+class Record(NamedTuple):
+    """Where a checkpoint notes the widths of `groups`: a config (and copies of it), in which names lose `prefix`."""
+
+    configs: tuple[Any, ...]
+    prefix: str
+    family: Family
+    groups: list[UnitGroup]
 
 
 class TransformersAdapter:
@@ -50,7 +68,7 @@ class TransformersAdapter:
         blocks: list[Block] = []
         stack = ""
         for member in members(model):
-            for place, part in member.family.parts(member.model, member.prefix):
+            for place, part in member.parts():
                 if blocks and place.stack != stack:  # what lies between two stacks belongs to neither
                     blocks[-1] = replace(blocks[-1], exit=None)
                 stack = place.stack
@@ -72,14 +90,13 @@ class TransformersAdapter:
         before = {group.name: group for group in anatomy.groups}
         sizes = {name: len(units) for name, units in kept.items()}
         for member in members(model):
-            groups = []
-            for place, part in member.family.parts(member.model, member.prefix):
-                group = part.block(place).units
-                groups.append(before[group.name])
-                if group.size == 0:
+            for place, part in member.parts():
+                if part.block(place).units.size == 0:
                     part.emptied(place)
-            for config in (member.model.config, *twins(model.config, member.model.config, member.prefix)):
-                write_widths(config, member.family, member.prefix, groups, sizes)
+        for record in records(model):
+            groups = [replace(before[group.name], config_key=group.config_key) for group in record.groups]
+            for config in record.configs:
+                write_widths(config, record.family, record.prefix, groups, sizes)
 
 
 def members(model: nn.Module) -> Iterator[Member]:
@@ -99,8 +116,32 @@ def members(model: nn.Module) -> Iterator[Member]:
         prefix = f"{path}." if path else ""
         if any(model_type == o.model.config.model_type and prefix.startswith(o.prefix) for o in found):
             continue
-        found.append(Member(prefix, module, FAMILIES[model_type]))
+        found.append(Member(prefix, module, FAMILIES[model_type], _source_tokens(model, prefix)))
     yield from sorted(found, key=lambda member: member.prefix.count("."), reverse=True)
+
+
+def _source_tokens(model: Any, prefix: str) -> float | None:
+    tell = FAMILIES[model.config.model_type].source_tokens if model.config.model_type in FAMILIES else None
+    return None if tell is None else tell(model, prefix)
+
+
+def records(model: nn.Module) -> list[Record]:
+    """The configs that note the widths of the groups of `model`, as it stands now.
+
+    A member's own config notes them, unless several members are built from it: then the config of the whole does, under
+    the groups' full names.
+    """
+    found = list(members(model))
+    configs = [(m.model.config, *twins(model.config, m.model.config, m.prefix)) for m in found]
+    noted: dict[int, Record] = {}
+    for member, own in zip(found, configs, strict=True):
+        groups = [part.block(place).units for place, part in member.parts()]
+        record = Record(own, member.prefix, member.family, groups)
+        if sum(any(a is b for a in own for b in others) for others in configs) > 1:
+            groups = [replace(group, config_key="") for group in groups]
+            record = Record((model.config,), "", FAMILIES[model.config.model_type], groups)
+        noted.setdefault(id(record.configs[0]), record._replace(groups=[])).groups.extend(groups)
+    return list(noted.values())
 
 
 def model_types(config: Any) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import nn
@@ -71,24 +71,30 @@ class Family:
     """Where the prunable parts of a family sit.
 
     `refused` lists config values that cannot be pruned exactly: attribute, value, reason. A model whose config holds
-    the configs of other models needs no table for those: they are found by their own model types.
+    the configs of other models needs no table for those: they are found by their own model types. `source_tokens` tells
+    of such a model how many tokens the cross-attention of its member at a path reads; None: as many as the text has.
     """
 
     model_types: tuple[str, ...]
     stacks: tuple[Stack, ...] = ()
     refused: tuple[tuple[str, object, str], ...] = ()
+    source_tokens: Callable[[nn.Module, str], float | None] | None = None
 
-    def parts(self, model: nn.Module, prefix: str = "") -> Iterator[tuple[Place, Part]]:
+    def parts(
+        self, model: nn.Module, prefix: str = "", source_tokens: float | None = None
+    ) -> Iterator[tuple[Place, Part]]:
         """Every part of every layer of `model`, which stands at the path `prefix` (empty, or ending in a dot).
 
-        Nothing for a piece of a model that holds no layers. InputError when the config asks for something that cannot
-        be pruned exactly.
+        `source_tokens` are those that its cross-attention reads, unless its own table tells. Nothing for a piece of a
+        model that holds no layers. InputError when the config asks for something that cannot be pruned exactly.
         """
         for attribute, value, reason in self.refused:
             if getattr(model.config, attribute, None) == value:
                 raise InputError(f"{type(model).__name__} with {attribute}={value!r} cannot be pruned: {reason}")
         for stack in self.stacks:
             for place in stack.find(model, prefix):
+                if place.source_tokens is None:
+                    place = replace(place, source_tokens=source_tokens)
                 for part in stack.parts:
                     if part.when is None or part.when(place.layer):
                         yield place, part

@@ -65,9 +65,12 @@ def _tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
 
 
 def _encoder_states(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
-    if not getattr(config, "add_cross_attention", False):
+    width = getattr(config, "encoder_hidden_size", None)
+    if width is None and getattr(config, "add_cross_attention", False):
+        width = config.hidden_size
+    if width is None:
         return {}
-    states = torch.randn(wanted.batch, wanted.length, config.hidden_size, generator=wanted.generator)
+    states = torch.randn(wanted.batch, wanted.length, width, generator=wanted.generator)
     padded = torch.arange(wanted.batch)[:, None] * wanted.length // (2 * wanted.batch)
     mask = torch.arange(wanted.length) < wanted.length - padded
     return {"encoder_hidden_states": states, "encoder_attention_mask": mask.long()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pyprune.models.adapter import TransformersAdapter, members
+from pyprune.models.adapter import TransformersAdapter, records
 from pyprune.models.registry import FAMILIES
 from pyprune.models.widths import is_pruned, read_widths
 from pyprune.slicing.slice import cut_
@@ -24,15 +24,14 @@ def shrink_(model: Any) -> bool:
     layers; a part of a model (a decoder inside its body) may not, and is left to the whole. MismatchError when the
     config asks for what cannot be cut from the dense model.
     """
-    places = {m.prefix: list(m.family.parts(m.model, m.prefix)) for m in members(model)}
-    if not any(places.values()):
+    noted = records(model)
+    if not any(record.groups for record in noted):
         return False
     adapter = TransformersAdapter()
     anatomy = adapter.anatomy(model)
     wanted = {group.name: group.size for group in anatomy.groups}
-    for member in members(model):
-        if is_pruned(member.model.config, member.family) and places[member.prefix]:
-            groups = [part.block(place).units for place, part in places[member.prefix]]
-            wanted |= read_widths(member.model.config, member.prefix, groups)
+    for config, prefix, family, groups in ((r.configs[0], r.prefix, r.family, r.groups) for r in noted if r.groups):
+        if is_pruned(config, family):
+            wanted |= read_widths(config, prefix, groups)
     cut_(model, adapter, anatomy, {name: torch.arange(size, device="cpu") for name, size in wanted.items()})
     return True

@@ -10,6 +10,7 @@ from pyprune.models.adapter import adapter_for
 from pyprune.models.inputs import example_inputs
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan, tiny_model
+from pyprune.testing.numerics import ratio
 
 EMPTY = torch.arange(0)
 
@@ -24,20 +25,48 @@ def pruned(model, emptied):
     return slice_(copy.deepcopy(model), adapter, plan), masked(model, anatomy, plan)
 
 
-def tokens(model, inputs, **options):
-    model.generation_config.eos_token_id = None
-    return model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=1, **options)
+def generated(model, inputs, **options):
+    """Tokens, and the logits that they were chosen by."""
+    out = model.generate(
+        **inputs,
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
+    )
+    return out.sequences, torch.stack(out.logits)
 
 
-# GIT has no static cache in transformers either.
+def check(model, inputs, emptied, caches):
+    sliced, mask = pruned(model, emptied)
+    with mask:
+        expected, expected_logits = generated(model, inputs, use_cache=False)
+    for options in ({"use_cache": False}, *caches):
+        found, logits = generated(sliced, inputs, **options)
+        assert torch.equal(found, expected), options
+        ratio(logits, expected_logits.double())
+    beams, _ = generated(sliced, inputs, num_beams=2, use_cache=True)
+    assert torch.equal(beams, generated(sliced, inputs, num_beams=2, use_cache=False)[0])
+
+
+# Neither GIT nor BLIP runs with a static cache in transformers, pruned or not.
+DYNAMIC = ({"use_cache": True},)
+
+
 @pytest.mark.parametrize("emptied", [(), (0,), (0, 1)], ids=len)
 def test_git(emptied):
     model = tiny_model("git", "GitForCausalLM")
-    inputs = example_inputs(model, padding="left")
-    sliced, mask = pruned(model, [f"layers.{layer}.heads" for layer in emptied])
-    with mask:
-        expected = tokens(model, inputs, use_cache=False)
-    assert torch.equal(tokens(sliced, inputs, use_cache=False), expected)
-    assert torch.equal(tokens(sliced, inputs, use_cache=True), expected)
-    beams = tokens(sliced, inputs, num_beams=2, use_cache=True)
-    assert torch.equal(beams, tokens(sliced, inputs, num_beams=2, use_cache=False))
+    check(model, example_inputs(model, padding="left"), [f"layers.{layer}.heads" for layer in emptied], DYNAMIC)
+
+
+@pytest.mark.parametrize(
+    "emptied",
+    [(), ("0.heads",), ("0.heads", "0.cross_heads"), ("0.heads", "1.heads", "0.cross_heads", "1.cross_heads")],
+    ids=len,
+)
+def test_blip(emptied):
+    model = tiny_model("blip-caption", "BlipForConditionalGeneration")
+    groups = [f"text_decoder.layers.{name}" for name in emptied]
+    check(model, example_inputs(model, padding="left"), groups, DYNAMIC)

@@ -1,9 +1,13 @@
 """Models made of other models: each member has its own widths, and loads alone from the checkpoint of the whole."""
 
+import copy
+import json
+
 import pytest
 import torch
 import transformers
 
+from pyprune.capture.masking import masked
 from pyprune.models.adapter import adapter_for
 from pyprune.models.inputs import example_inputs
 from pyprune.slicing.slice import slice_
@@ -59,3 +63,37 @@ def test_an_image_encoder_comes_before_the_text_that_reads_it():
     stacks = [block.units.name.partition("layers.")[0] for block in blocks]
     assert stacks == ["image_encoder."] * 6 + [""] * 4
     assert [block.exit is None for block in blocks] == [False] * 5 + [True] + [False] * 4
+
+
+@torch.no_grad()
+def test_members_that_are_built_from_one_config_have_their_own_widths(tmp_path):
+    model = tiny_model("blip", "BlipForQuestionAnswering", torch.float64)
+    adapter = adapter_for(model)
+    anatomy = adapter.anatomy(model)
+    plan = random_plan(anatomy)
+    plan.kept |= {"text_encoder.layers.0.cross_heads": torch.arange(0), "text_decoder.layers.1.heads": torch.arange(1)}
+    inputs = example_inputs(model)
+    inputs["labels"] = inputs["decoder_input_ids"]  # without them no output depends on the text
+    dense = model(**inputs).loss
+    with masked(model, anatomy, plan):
+        expected = model(**inputs).loss
+    assert abs(dense - expected) > 1e-3
+    sliced = slice_(copy.deepcopy(model), adapter, plan)
+    assert abs(sliced(**inputs).loss - expected) < 1e-10
+
+    sliced.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert (
+        stored["pruned_groups"].items()
+        >= {"text_encoder.layers.0.cross_heads": 0, "text_decoder.layers.1.heads": 1}.items()
+    )
+    assert "pruned_groups" not in stored["text_config"]
+    assert stored["vision_config"]["per_layer_config"]
+    reloaded = type(sliced).from_pretrained(tmp_path, dtype="auto")
+    assert sizes(reloaded) == plan.counts
+    assert torch.equal(copy.deepcopy(reloaded)(**inputs).loss, sliced(**inputs).loss)
+
+    again = random_plan(adapter.anatomy(sliced), seed=1)
+    twice = slice_(sliced, adapter, again)
+    twice.save_pretrained(tmp_path)
+    assert sizes(type(twice).from_pretrained(tmp_path)) == again.counts

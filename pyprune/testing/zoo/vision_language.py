@@ -20,6 +20,10 @@ _VILT_HEADS = (
     "ViltForImagesAndTextClassification",
     "ViltForTokenClassification",
 )
+_BLIP_TEXT = {**_TEXT, "sep_token_id": 2}
+_BLIP = {"text_config": _BLIP_TEXT, "vision_config": {**_VISION, "hidden_size": 32, "num_attention_heads": 4}}
+_BLIP_TEXT_HEADS = ("BlipTextModel", "BlipTextLMHeadModel")
+_BLIP_HEADS = ("BlipForImageTextRetrieval", "AutoModel", "AutoModelForVisualQuestionAnswering")
 
 MODELS = {
     "clip": Tiny("clip", {**_BOTH, "projection_dim": 16}, ("AutoModel", "CLIPForImageClassification")),
@@ -33,4 +37,8 @@ MODELS = {
     "git": Tiny("git", {**_TEXT, "vision_config": _VISION}, ("AutoModel", "GitForCausalLM")),
     "vilt": Tiny("vilt", {**_TEXT, **_IMAGE, "num_images": 1}, ("AutoModel", *_VILT_HEADS)),
     "vilt-short": Tiny("vilt", {**_TEXT, **_IMAGE, "qkv_bias": False, "max_image_length": 5}),
+    "blip": Tiny("blip", {**_BLIP, "projection_dim": 16, "image_text_hidden_size": 16}, _BLIP_HEADS),
+    "blip-caption": Tiny("blip", {**_BOTH, "text_config": _BLIP_TEXT}, ("BlipForConditionalGeneration",)),
+    "blip-text": Tiny("blip_text_model", {**_BLIP_TEXT, "encoder_hidden_size": 24}, _BLIP_TEXT_HEADS),
+    "blip-vision": Tiny("blip_vision_model", _VISION, ("BlipVisionModel",)),
 }

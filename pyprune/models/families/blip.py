@@ -1,0 +1,118 @@
+"""BLIP: a pre-norm image encoder, and post-norm text models whose cross-attention reads it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from pyprune.core.anatomy import Block
+from pyprune.models.attention import Attention
+from pyprune.models.family import Family, Stack
+from pyprune.models.feed_forward import FeedForward
+from pyprune.models.images import patches
+from pyprune.models.place import Place
+
+
+class HeadCount(int):
+    """A number of heads that knows the size of a head: what a width is divided by it for.
+
+    BLIP's image encoder divides the width of the residual stream by the number of heads in every forward pass.
+
+    >>> 768 // HeadCount(7, head_dim=64)
+    64
+    """
+
+    head_dim: int
+
+    def __new__(cls, count: int, head_dim: int) -> HeadCount:
+        self = super().__new__(cls, count)
+        self.head_dim = head_dim
+        return self
+
+    def __mul__(self, times: int) -> HeadCount:
+        return HeadCount(int(self) * times, self.head_dim)
+
+    def __rfloordiv__(self, width: int) -> int:
+        return self.head_dim
+
+    def __getnewargs__(self) -> tuple[int, int]:
+        return int(self), self.head_dim
+
+
+class _VisionAttention(Attention):
+    """An attention that computes the size of its heads from their number."""
+
+    def block(self, place: Place) -> Block:
+        block = super().block(place)
+        head_dim = place.layer.get_submodule(self.module).head_dim
+        attributes = tuple(
+            replace(attribute, per_unit=HeadCount(1, head_dim)) if attribute.name in self.counts else attribute
+            for attribute in block.units.attributes
+        )
+        return replace(block, units=replace(block.units, attributes=attributes))
+
+
+_VISION = (
+    _VisionAttention(
+        module="self_attn",
+        fused="self_attn.qkv",
+        output="self_attn.projection",
+        counts=("num_heads",),
+        widths=("embed_dim",),
+        config_key="num_attention_heads",
+        derives_head_dim=True,
+    ),
+    FeedForward(inner=("mlp.fc1",), output="mlp.fc2", entry=("layer_norm2", "mlp"), config_key="intermediate_size"),
+)
+# Encoder and decoder of the question answering model are built from one config: it cannot count by layers.
+_TEXT = (
+    Attention(
+        module="attention.self",
+        query="attention.self.query",
+        key="attention.self.key",
+        value="attention.self.value",
+        output="attention.output.dense",
+        exit=("attention.output.LayerNorm",),
+        head_dim="attention_head_size",
+        counts=("num_attention_heads",),
+        widths=("all_head_size",),
+    ),
+    Attention(
+        module="crossattention.self",
+        query="crossattention.self.query",
+        key="crossattention.self.key",
+        value="crossattention.self.value",
+        output="crossattention.output.dense",
+        exit=None,
+        head_dim="attention_head_size",
+        counts=("num_attention_heads",),
+        widths=("all_head_size",),
+        cross=True,
+        when=lambda layer: hasattr(layer, "crossattention"),
+    ),
+    FeedForward(
+        inner=("intermediate.dense",), output="output.dense", entry=("intermediate",), exit=("output.LayerNorm",)
+    ),
+)
+
+
+def _image_tokens(config: Any, indices: tuple[int, ...] = ()) -> int:
+    return patches(config) + 1
+
+
+def _source_tokens(model: nn.Module, prefix: str) -> float | None:
+    """The text model next to the image encoder reads the image; behind it the decoder of answers reads the question."""
+    answers = hasattr(model, "text_encoder") and prefix == "text_decoder."
+    return None if answers else _image_tokens(model.config.vision_config)
+
+
+FAMILIES = (
+    Family(model_types=("blip",), source_tokens=_source_tokens),
+    Family(
+        model_types=("blip_vision_model",),
+        stacks=(Stack(layers="encoder.layers", parts=_VISION, tokens=_image_tokens),),
+    ),
+    Family(model_types=("blip_text_model",), stacks=(Stack(layers="encoder.layer", parts=_TEXT),)),
+)
