@@ -70,3 +70,16 @@ def test_blip(emptied):
     model = tiny_model("blip-caption", "BlipForConditionalGeneration")
     groups = [f"text_decoder.layers.{name}" for name in emptied]
     check(model, example_inputs(model, padding="left"), groups, DYNAMIC)
+
+
+@pytest.mark.parametrize(
+    "emptied",
+    [(), ("0.heads",), ("0.cross_heads", "1.cross_heads"), ("0.heads", "1.heads", "0.cross_heads")],
+    ids=len,
+)
+@pytest.mark.parametrize("variant", ["vit-gpt2", "vit-bert"])
+def test_vision_encoder_decoder(variant, emptied):
+    model = tiny_model(variant, "VisionEncoderDecoderModel")
+    inputs = {"pixel_values": example_inputs(model)["pixel_values"]}
+    static = {"cache_implementation": "static", "disable_compile": True}
+    check(model, inputs, [f"decoder.layers.{name}" for name in emptied], (*DYNAMIC, static))

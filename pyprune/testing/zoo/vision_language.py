@@ -24,6 +24,11 @@ _BLIP_TEXT = {**_TEXT, "sep_token_id": 2}
 _BLIP = {"text_config": _BLIP_TEXT, "vision_config": {**_VISION, "hidden_size": 32, "num_attention_heads": 4}}
 _BLIP_TEXT_HEADS = ("BlipTextModel", "BlipTextLMHeadModel")
 _BLIP_HEADS = ("BlipForImageTextRetrieval", "AutoModel", "AutoModelForVisualQuestionAnswering")
+_VIT = {"model_type": "vit", **_VISION}
+_CROSS = {"is_decoder": True, "add_cross_attention": True}
+_BERT = {"model_type": "bert", **_TEXT, **_CROSS}
+_GPT2 = {"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 3, "n_inner": 20, **TOKENS, **_CROSS}
+_PAIR, _START = "vision-encoder-decoder", {"decoder_start_token_id": 0, "pad_token_id": 1}
 
 MODELS = {
     "clip": Tiny("clip", {**_BOTH, "projection_dim": 16}, ("AutoModel", "CLIPForImageClassification")),
@@ -41,4 +46,6 @@ MODELS = {
     "blip-caption": Tiny("blip", {**_BOTH, "text_config": _BLIP_TEXT}, ("BlipForConditionalGeneration",)),
     "blip-text": Tiny("blip_text_model", {**_BLIP_TEXT, "encoder_hidden_size": 24}, _BLIP_TEXT_HEADS),
     "blip-vision": Tiny("blip_vision_model", _VISION, ("BlipVisionModel",)),
+    "vit-gpt2": Tiny(_PAIR, {"encoder": _VIT, "decoder": _GPT2, **_START}, ("VisionEncoderDecoderModel",)),
+    "vit-bert": Tiny(_PAIR, {"encoder": _VIT, "decoder": _BERT, **_START}, ("AutoModelForImageTextToText",)),
 }
