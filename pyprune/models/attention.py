@@ -77,7 +77,7 @@ class Attention:
                 params=params,
                 attention=2 * width,
                 key_params=place.unit_params(reading[len(reading) // 3 :]) if self.cross else 0,
-                tokens=place.tokens,
+                tokens=place.tokens if place.query_tokens is None else place.query_tokens,
                 keys=place.source_tokens if self.cross else place.keys,
             ),
             attributes=attributes,

@@ -38,8 +38,8 @@ class Stack:
     `layers` is the path of their list below the base model; a `*` in it stands for every index of a list of lists.
     `parts` are the blocks of a layer, in the order in which the data passes them. `name` tells the stacks of a model
     apart. `holds` are modules that a layer of this stack has: layers without them, built by another option of the
-    family, are left to another stack. `tokens`, `keys` and `source_tokens` give the figures of `Place` from the config
-    and the indices of a layer, where they do not follow from the length of the text.
+    family, are left to another stack. `tokens`, `keys`, `source_tokens` and `query_tokens` give the figures of `Place`
+    from the config and the indices of a layer, where they do not follow from the length of the text.
     """
 
     layers: str
@@ -49,6 +49,7 @@ class Stack:
     tokens: Callable[[Any, tuple[int, ...]], float] | None = None
     keys: Callable[[Any, tuple[int, ...]], float] | None = None
     source_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
+    query_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
 
     def find(self, model: nn.Module, prefix: str) -> Iterator[Place]:
         """The layers of `model`, a transformers model at the path `prefix`; none when it lacks the stack."""
@@ -58,7 +59,8 @@ class Stack:
             if any(_submodule(layer, held) is None for held in self.holds):
                 continue
             name = ".".join(["layers", *map(str, indices)])
-            figures = [f and f(model.config, indices) for f in (self.tokens, self.keys, self.source_tokens)]
+            asked = (self.tokens, self.keys, self.source_tokens, self.query_tokens)
+            figures = [figure and figure(model.config, indices) for figure in asked]
             yield Place(layer, prefix + path, prefix + (f"{self.name}." if self.name else "") + name, index, *figures)
 
 
