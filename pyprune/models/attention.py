@@ -28,7 +28,8 @@ class Attention:
     `config_key` is the attribute of the config that counts the units layer by layer (key/value heads, where a family
     tells the two apart); empty when it has none that speaks for this attention alone. `derives_head_dim` says that the
     family computes `head_dim` from it. `exit` is as in `core.anatomy.Block`, `cross` marks attention to another
-    sequence, and `empty_` replaces the forward of a module that lost all its heads.
+    sequence, and `empty_` replaces the forward of a module that lost all its heads. `when` tells the layers that have
+    this attention; None: all.
     """
 
     module: str
@@ -48,6 +49,7 @@ class Attention:
     derives_head_dim: bool = False
     exit: tuple[str, ...] | None = ()
     cross: bool = False
+    when: Callable[[nn.Module], bool] | None = None
     empty_: Callable[[nn.Module, str | None], None] = empty_attention_
 
     def block(self, place: Place) -> Block:

@@ -1,4 +1,4 @@
-"""Attention that lost all its heads: no scores to compute, and still a place in the key/value cache."""
+"""Attention that lost all its heads: no scores to compute, and still a place in the cache of a decoder's own keys."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class EmptyAttention(nn.Module):
         """Output `[B, T, D]` (or context `[B, T, 0]`) and, in eager mode, attention weights `[B, 0, T, S]`."""
         batch, length, _ = hidden_states.shape
         seen = length
-        if past_key_values is not None:
+        source = kwargs.get("encoder_hidden_states")
+        if source is not None:  # cross-attention: its part of the cache is read by nobody else, and stays empty
+            seen = source.shape[1]
+        elif past_key_values is not None:
             seen = _remember_length(past_key_values, self.layer_idx, hidden_states)
         eager = self.config._attn_implementation == "eager"
         weights = hidden_states.new_empty(batch, 0, length, seen) if eager else None

@@ -17,10 +17,12 @@ from pyprune.models.place import Place
 class Part(Protocol):
     """The table of one part of a layer, such as `Attention` and `FeedForward`.
 
-    `config_key` is the attribute of the config that counts the part's units layer by layer, or empty.
+    `config_key` is the attribute of the config that counts the part's units layer by layer, or empty. `when` tells the
+    layers that have the part; None: all.
     """
 
     config_key: str
+    when: Callable[[nn.Module], bool] | None
 
     def block(self, place: Place) -> Block:
         """The part as a block of the layer at `place`."""
@@ -88,7 +90,8 @@ class Family:
         for stack in self.stacks:
             for place in stack.find(model, prefix):
                 for part in stack.parts:
-                    yield place, part
+                    if part.when is None or part.when(place.layer):
+                        yield place, part
 
     @property
     def config_keys(self) -> frozenset[str]:

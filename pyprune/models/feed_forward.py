@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import nn
 
 from pyprune.core.anatomy import Block, UnitCost, UnitGroup
 from pyprune.core.layers import matrix
@@ -16,7 +19,8 @@ class FeedForward:
     `inner` are the layers whose outputs are the neurons; `fused` says that one of them holds gate and up projection one
     after the other. `entry` are the modules that lead from the residual stream to the input of the `output`
     projection; the last may call the projection itself. `exit` is as in `core.anatomy.Block`. `config_key` is the
-    attribute of the config that counts neurons layer by layer, empty when it has none.
+    attribute of the config that counts neurons layer by layer, empty when it has none. `when` tells the layers that
+    have this block; None: all.
     """
 
     inner: tuple[str, ...]
@@ -25,6 +29,7 @@ class FeedForward:
     exit: tuple[str, ...] | None = ()
     fused: bool = False
     config_key: str = ""
+    when: Callable[[nn.Module], bool] | None = None
 
     def block(self, place: Place) -> Block:
         """The block of the layer at `place`."""

@@ -29,6 +29,8 @@ def example_inputs(
 
     - `input_ids`, `attention_mask` `[batch, length]` int64, each row with more padding than the last; row 0 is full,
       and padded positions hold the config's padding token. `length` is cut to what the positions allow.
+    - `encoder_hidden_states` `[batch, length, hidden]` float32 and `encoder_attention_mask` `[batch, length]` int64,
+      padded like the text, for a decoder with cross-attention;
     - `decoder_input_ids` `[batch, (length + 1) // 2]` int64, without padding;
     - `pixel_values` `[batch, channels, height, width]` float32.
 
@@ -62,6 +64,15 @@ def _tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.where(mask, ids, pad), "attention_mask": mask.long()}
 
 
+def _encoder_states(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
+    if not getattr(config, "add_cross_attention", False):
+        return {}
+    states = torch.randn(wanted.batch, wanted.length, config.hidden_size, generator=wanted.generator)
+    padded = torch.arange(wanted.batch)[:, None] * wanted.length // (2 * wanted.batch)
+    mask = torch.arange(wanted.length) < wanted.length - padded
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask.long()}
+
+
 def _decoder_tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
     config = _holder(getattr(config, "decoder", None) or config, "vocab_size")
     shape = (wanted.batch, (wanted.length + 1) // 2)
@@ -78,6 +89,7 @@ def _pixels(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
 
 _MAKERS: dict[str, Callable[[Any, _Wanted], dict[str, torch.Tensor]]] = {
     "input_ids": _tokens,
+    "encoder_hidden_states": _encoder_states,
     "decoder_input_ids": _decoder_tokens,
     "pixel_values": _pixels,
 }

@@ -160,12 +160,6 @@ def test_tied_weights_stay_tied(variant, head, tmp_path):
         assert m.get_output_embeddings().weight is m.get_input_embeddings().weight
 
 
-def test_cross_attention_is_refused():
-    model = tiny_model("bert", is_decoder=True, add_cross_attention=True)
-    with pytest.raises(InputError, match=r"add_cross_attention=True cannot be pruned: a config has one head count"):
-        adapter_for(model).anatomy(model)
-
-
 def test_a_wrapper_around_the_model_is_refused():
     model = tiny_model("bert")
     wrapper = torch.nn.Sequential(model)
