@@ -39,15 +39,13 @@ class Stack:
 
     `layers` is the path of their list below the base model; a `*` in it stands for every index of a list of lists.
     `parts` are the blocks of a layer, in the order in which the data passes them. `name` tells the stacks of a model
-    apart. `holds` are modules that a layer of this stack has: layers without them, built by another option of the
-    family, are left to another stack. `tokens`, `keys`, `source_tokens` and `query_tokens` give the figures of `Place`
-    from the config and the indices of a layer, where they do not follow from the length of the text.
+    apart. `tokens`, `keys`, `source_tokens` and `query_tokens` give the figures of `Place` from the config and the
+    indices of a layer, where they do not follow from the length of the text.
     """
 
     layers: str
     parts: tuple[Part, ...]
     name: str = ""
-    holds: tuple[str, ...] = ()
     tokens: Callable[[Any, tuple[int, ...]], float] | None = None
     keys: Callable[[Any, tuple[int, ...]], float] | None = None
     source_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
@@ -58,8 +56,6 @@ class Stack:
         base = getattr(model, "base_model_prefix", "")
         below = f"{base}.{self.layers}" if base and hasattr(model, base) else self.layers
         for index, (indices, path, layer) in enumerate(_expand(model, below)):
-            if any(_submodule(layer, held) is None for held in self.holds):
-                continue
             name = ".".join(["layers", *map(str, indices)])
             asked = (self.tokens, self.keys, self.source_tokens, self.query_tokens)
             figures = [figure and figure(model.config, indices) for figure in asked]
