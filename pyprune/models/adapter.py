@@ -72,6 +72,8 @@ class TransformersAdapter:
                 groups.append(before[group.name])
                 if group.size == 0:
                     part.emptied(place)
+                elif group.size < before[group.name].size:
+                    part.narrowed(place)
             for config in (member.model.config, *twins(model.config, member.model.config, member.prefix)):
                 write_widths(config, member.family, member.prefix, groups, sizes)
 

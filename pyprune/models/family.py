@@ -28,6 +28,10 @@ class Part(Protocol):
         """The part as a block of the layer at `place`."""
         ...
 
+    def narrowed(self, place: Place) -> None:
+        """Let the layer at `place` run when this part has lost some of its units."""
+        ...
+
     def emptied(self, place: Place) -> None:
         """Let the layer at `place` run when this part has lost all its units."""
         ...

@@ -49,5 +49,8 @@ class FeedForward:
         )
         return Block(place.path, f"{place.path}.{self.output}", place.below(self.entry), place.below(self.exit), group)
 
+    def narrowed(self, place: Place) -> None:
+        """Linear layers run with any number of neurons: nothing to do."""
+
     def emptied(self, place: Place) -> None:
         """Linear layers of width 0 leave the output projection's bias: nothing to do."""
