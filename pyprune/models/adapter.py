@@ -91,8 +91,11 @@ class TransformersAdapter:
         sizes = {name: len(units) for name, units in kept.items()}
         for member in members(model):
             for place, part in member.parts():
-                if part.block(place).units.size == 0:
+                group = part.block(place).units
+                if group.size == 0:
                     part.emptied(place)
+                elif group.size < before[group.name].size:
+                    part.narrowed(place)
         for record in records(model):
             groups = [replace(before[group.name], config_key=group.config_key) for group in record.groups]
             for config in record.configs:

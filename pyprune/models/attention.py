@@ -30,8 +30,8 @@ class Attention:
     `config_key` is the attribute of the config that counts the units layer by layer (key/value heads, where a family
     tells the two apart); empty when it has none that speaks for this attention alone. `derives_head_dim` says that the
     family computes `head_dim` from it. `exit` is as in `core.anatomy.Block`, `cross` marks attention to another
-    sequence, and `empty_` replaces the forward of a module that lost all its heads. `when` tells the layers that have
-    this attention; None: all.
+    sequence, `reduced_keys` attention to fewer tokens of the same, and `empty_` replaces the forward of a module that
+    lost all its heads. `when` tells the layers that have this attention; None: all.
     """
 
     module: str
@@ -52,6 +52,7 @@ class Attention:
     derives_head_dim: bool = False
     exit: tuple[str, ...] | None = ()
     cross: bool = False
+    reduced_keys: bool = False
     when: Callable[[nn.Module], bool] | None = None
     empty_: Callable[[nn.Module, str | None], None] = empty_attention_
 
@@ -82,14 +83,17 @@ class Attention:
             cost=UnitCost(
                 params=params,
                 attention=2 * width,
-                key_params=place.unit_params(reading[len(reading) // 3 :]) if self.cross else 0,
+                key_params=place.unit_params(reading[len(reading) // 3 :]) if self.cross or self.reduced_keys else 0,
                 keys=place.source_tokens if self.cross else place.keys,
-                **place.token_counts,
+                **place.token_counts(padded=True),
             ),
             attributes=attributes,
             config_key=self.config_key,
         )
         return Block(place.path, f"{place.path}.{self.output}", (), place.below(self.exit), group)
+
+    def narrowed(self, place: Place) -> None:
+        """The module finds its heads by what it remembers: nothing to do."""
 
     def emptied(self, place: Place) -> None:
         """Let the module run without heads: its output is the bias of the output projection."""

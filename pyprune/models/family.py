@@ -28,6 +28,10 @@ class Part(Protocol):
         """The part as a block of the layer at `place`."""
         ...
 
+    def narrowed(self, place: Place) -> None:
+        """Let the layer at `place` run when this part has lost some of its units."""
+        ...
+
     def emptied(self, place: Place) -> None:
         """Let the layer at `place` run when this part has lost all its units."""
         ...
@@ -39,18 +43,17 @@ class Stack:
 
     `layers` is the path of their list below the base model; a `*` in it stands for every index of a list of lists.
     `parts` are the blocks of a layer, in the order in which the data passes them. `name` tells the stacks of a model
-    apart. `holds` are modules that a layer of this stack has: layers without them, built by another option of the
-    family, are left to another stack. `tokens`, `keys`, `source_tokens` and `extra_tokens` give the figures of
-    `Place` from the config and the indices of a layer, where they do not follow from the length of the text.
+    apart. `tokens`, `keys`, `source_tokens`, `query_tokens` and `extra_tokens` give the figures of `Place` from the
+    config and the indices of a layer, where they do not follow from the length of the text.
     """
 
     layers: str
     parts: tuple[Part, ...]
     name: str = ""
-    holds: tuple[str, ...] = ()
     tokens: Callable[[Any, tuple[int, ...]], float] | None = None
     keys: Callable[[Any, tuple[int, ...]], float] | None = None
     source_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
+    query_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
     extra_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
 
     def find(self, model: nn.Module, prefix: str) -> Iterator[Place]:
@@ -58,11 +61,9 @@ class Stack:
         base = getattr(model, "base_model_prefix", "")
         below = f"{base}.{self.layers}" if base and hasattr(model, base) else self.layers
         for index, (indices, path, layer) in enumerate(_expand(model, below)):
-            if any(_submodule(layer, held) is None for held in self.holds):
-                continue
             name = ".".join(["layers", *map(str, indices)])
-            counts = (self.tokens, self.keys, self.source_tokens, self.extra_tokens)
-            figures = [count and count(model.config, indices) for count in counts]
+            asked = (self.tokens, self.keys, self.source_tokens, self.query_tokens, self.extra_tokens)
+            figures = [figure and figure(model.config, indices) for figure in asked]
             yield Place(layer, prefix + path, prefix + (f"{self.name}." if self.name else "") + name, index, *figures)
 
 

@@ -45,10 +45,13 @@ class FeedForward:
             size=size,
             width=1,
             cuts=cuts,
-            cost=UnitCost(place.unit_params(cuts), **place.token_counts),
+            cost=UnitCost(place.unit_params(cuts), **place.token_counts()),
             config_key=self.config_key,
         )
         return Block(place.path, f"{place.path}.{self.output}", place.below(self.entry), place.below(self.exit), group)
+
+    def narrowed(self, place: Place) -> None:
+        """Linear layers run with any number of neurons: nothing to do."""
 
     def emptied(self, place: Place) -> None:
         """Linear layers of width 0 leave the output projection's bias."""

@@ -15,7 +15,8 @@ class Place:
     """One layer of one stack: the module, its dotted path from the model's root, and what its groups are called.
 
     `index` counts the layers of the stack. `tokens`, `keys` and `extra_tokens` are as in `core.anatomy.UnitCost`;
-    `source_tokens` are the keys of cross-attention.
+    `source_tokens` are the keys of cross-attention, and `query_tokens` the tokens of an attention that pads them to
+    whole windows.
     """
 
     layer: nn.Module
@@ -25,6 +26,7 @@ class Place:
     tokens: float | None = None
     keys: float | None = None
     source_tokens: float | None = None
+    query_tokens: float | None = None
     extra_tokens: float | None = None
 
     @property
@@ -32,10 +34,10 @@ class Place:
         """What the names of all layers of the stack begin with."""
         return self.name.rpartition("layers.")[0]
 
-    @property
-    def token_counts(self) -> dict[str, float | None]:
-        """How many tokens pass the layer, for a `UnitCost`."""
-        return {"tokens": self.tokens, "extra_tokens": self.extra_tokens or 0.0}
+    def token_counts(self, padded: bool = False) -> dict[str, float | None]:
+        """How many tokens pass the layer, or with `padded` its attention, for a `UnitCost`."""
+        tokens = self.query_tokens if padded and self.query_tokens is not None else self.tokens
+        return {"tokens": tokens, "extra_tokens": self.extra_tokens or 0.0}
 
     def below(self, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """Paths from the root of modules that are named from the layer on; None stays None."""

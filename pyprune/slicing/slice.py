@@ -156,5 +156,10 @@ def _batches(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
 def _remember_shape(module: Any) -> None:
     for name, size in zip(_SIZES.get(type(module), ()), module.weight.shape, strict=False):
         setattr(module, name, size)
+    if isinstance(module, nn.Conv2d):
+        outputs, inputs_per_group = module.weight.shape[:2]
+        if module.groups > 1 and module.groups == module.out_channels:  # depthwise: a channel is a group
+            module.groups = outputs
+        module.out_channels, module.in_channels = outputs, inputs_per_group * module.groups
     if hasattr(module, "nf"):  # transformers' Conv1D, a linear layer with its weight the other way round
         module.nx, module.nf = module.weight.shape

@@ -1,5 +1,9 @@
 """ViT and its relatives: pre-norm encoders of image patches, whose number the image's size fixes."""
 
+from collections.abc import Callable
+
+from torch import nn
+
 from pyprune.models.attention import Attention
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
@@ -17,27 +21,51 @@ _PARTS = (
     FeedForward(inner=("mlp.fc1",), output="mlp.fc2", entry=("layernorm_after", "mlp"), config_key="intermediate_size"),
 )
 
-# DINOv2 scales what it adds to the residual stream, so its blocks are not replayed one by one. Its config knows a ratio
-# in place of a number of neurons.
-_SCALED = Attention(**_SPLIT, counts=("num_attention_heads",), config_key="num_attention_heads", exit=None)
-_MLP = FeedForward(inner=("mlp.fc1",), output="mlp.fc2", entry=("norm2", "mlp"), exit=None)
-_SWIGLU = FeedForward(inner=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj", entry=("norm2", "mlp"), exit=None)
 
-# The same layers in transformers 5.17.
-_SCALED_5_17 = Attention(
-    module="attention.attention",
-    query="attention.attention.query",
-    key="attention.attention.key",
-    value="attention.attention.value",
-    output="attention.output.dense",
-    head_dim="attention_head_size",
-    counts=("num_attention_heads",),
-    widths=("all_head_size",),
-    config_key="num_attention_heads",
-    exit=None,
-)
-_SWIGLU_5_17 = FeedForward(
-    inner=("mlp.weights_in",), output="mlp.weights_out", entry=("norm2", "mlp"), exit=None, fused=True
+def _has(name: str) -> Callable[[nn.Module], bool]:
+    """Whether a layer holds a module called `name` (dots allowed): which of a family's options it was built with."""
+    return lambda layer: any(name == found for found, _ in layer.named_modules())
+
+
+# DINOv2 scales what it adds to the residual stream, so its blocks are not replayed one by one. Its config knows a ratio
+# in place of a number of neurons. In transformers 5.17 other modules hold the weights.
+_SCALED = (
+    Attention(
+        **_SPLIT,
+        counts=("num_attention_heads",),
+        config_key="num_attention_heads",
+        exit=None,
+        when=_has("attention.q_proj"),
+    ),
+    Attention(
+        module="attention.attention",
+        query="attention.attention.query",
+        key="attention.attention.key",
+        value="attention.attention.value",
+        output="attention.output.dense",
+        head_dim="attention_head_size",
+        counts=("num_attention_heads",),
+        widths=("all_head_size",),
+        config_key="num_attention_heads",
+        exit=None,
+        when=_has("attention.attention"),
+    ),
+    FeedForward(inner=("mlp.fc1",), output="mlp.fc2", entry=("norm2", "mlp"), exit=None, when=_has("mlp.fc1")),
+    FeedForward(
+        inner=("mlp.gate_proj", "mlp.up_proj"),
+        output="mlp.down_proj",
+        entry=("norm2", "mlp"),
+        exit=None,
+        when=_has("mlp.gate_proj"),
+    ),
+    FeedForward(
+        inner=("mlp.weights_in",),
+        output="mlp.weights_out",
+        entry=("norm2", "mlp"),
+        exit=None,
+        fused=True,
+        when=_has("mlp.weights_in"),
+    ),
 )
 
 
@@ -52,16 +80,5 @@ def _with_class_and_distillation_token(config: object, indices: tuple[int, ...])
 FAMILIES = (
     Family(model_types=("vit",), stacks=(Stack("layers", _PARTS, tokens=_with_class_token),)),
     Family(model_types=("deit",), stacks=(Stack("layers", _PARTS, tokens=_with_class_and_distillation_token),)),
-    Family(
-        model_types=("dinov2",),
-        stacks=tuple(
-            Stack("encoder.layer", (attention, mlp), holds=(attention.query, mlp.output), tokens=_with_class_token)
-            for attention, mlp in (
-                (_SCALED, _MLP),
-                (_SCALED, _SWIGLU),
-                (_SCALED_5_17, _MLP),
-                (_SCALED_5_17, _SWIGLU_5_17),
-            )
-        ),
-    ),
+    Family(model_types=("dinov2",), stacks=(Stack("encoder.layer", _SCALED, tokens=_with_class_token),)),
 )
