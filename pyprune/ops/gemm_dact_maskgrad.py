@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyprune.core.errors import InputError
 from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._offsets import check_offset_values
 from pyprune.ops.act_bwd_maskgrad import act_bwd_maskgrad
 from pyprune.ops.act_bwd_maskgrad import fake as fake_unfused
 from pyprune.ops.act_bwd_maskgrad import flops as flops_unfused
@@ -17,7 +18,6 @@ from pyprune.ops.act_fwd_stats import (
     ACTS,
     KERNEL_DTYPES,
     check_activation,
-    check_offsets,
     rows_contiguous,
     sample_count,
 )
@@ -85,7 +85,7 @@ def check_shapes(dy, w2, pre, up, act, cu_seqlens) -> None:
 
 def check(dy, w2, pre, up, act, cu_seqlens) -> None:
     check_shapes(dy, w2, pre, up, act, cu_seqlens)
-    check_offsets("gemm_dact_maskgrad", pre, cu_seqlens)
+    check_offset_values("gemm_dact_maskgrad", cu_seqlens, pre.shape[0])
 
 
 def reference(dy, w2, pre, up, act, cu_seqlens):

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
 from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._offsets import check_offset_values, check_offsets
 
 SCHEMA = "(Tensor x, Tensor y, Tensor? cu_seqlens=None, int group=1, int mod_group=0) -> Tensor"
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -60,10 +61,7 @@ def check(x: Tensor, y: Tensor, cu_seqlens: Tensor | None, group: int, mod_group
         raise InputError(f"prod_reduce: x and y must share a floating dtype, got {x.dtype} and {y.dtype}")
     if x.device != y.device or (cu_seqlens is not None and cu_seqlens.device != x.device):
         raise InputError("prod_reduce: x, y and cu_seqlens must be on one device")
-    if cu_seqlens is not None and (cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64)):
-        raise InputError(
-            f"prod_reduce: cu_seqlens must be int32 or int64 [B + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
-        )
+    check_offsets("prod_reduce", cu_seqlens)
     if group < 1 or mod_group < 0 or (group > 1 and mod_group > 0):
         raise InputError(f"prod_reduce: group >= 1 or mod_group >= 0, not both, got {group} and {mod_group}")
     if x.shape[-1] % (mod_group or group) != 0:
@@ -71,14 +69,8 @@ def check(x: Tensor, y: Tensor, cu_seqlens: Tensor | None, group: int, mod_group
 
 
 def check_values(x: Tensor, y: Tensor, cu_seqlens: Tensor | None, group: int, mod_group: int) -> None:
-    """`check` and, on CPU, the offsets: kernels trust them. On CUDA reading them would wait for the device."""
     check(x, y, cu_seqlens, group, mod_group)
-    if cu_seqlens is None or cu_seqlens.device.type != "cpu":
-        return
-    tokens = x.shape[0]
-    if int(cu_seqlens[0]) < 0 or int(cu_seqlens[-1]) > tokens or bool((cu_seqlens.diff() < 0).any()):
-        raise InputError(f"prod_reduce: cu_seqlens must not decrease and must stay within {tokens} tokens, got "
-                         f"{cu_seqlens.tolist()}")  # fmt: skip
+    check_offset_values("prod_reduce", cu_seqlens, x.shape[0])
 
 
 def outputs(columns: int, group: int, mod_group: int) -> int:
