@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyprune.core.errors import InputError
@@ -160,7 +161,8 @@ def backward(ctx, grad: Tensor):
         token = torch.arange(some.shape[-2], device=some.device, dtype=cu_seqlens.dtype)
         sample = torch.searchsorted(cu_seqlens, token, right=True) - 1
         inside = ((sample >= 0) & (sample < grad.shape[-2]))[:, None]
-        per_token = per_column[..., sample.clamp(0, grad.shape[-2] - 1), :]
+        # A row behind the last is there also if there is no sample.
+        per_token = F.pad(per_column, (0, 0, 0, 1))[..., torch.where(inside[:, 0], sample, grad.shape[-2]), :]
 
     def times(other: Tensor | None, dims: int) -> Tensor | None:
         if other is None:

@@ -229,6 +229,16 @@ def test_gradient_of_pads_is_zero():
 
 
 @BACKENDS
+def test_no_sample_has_no_gradient(backend):
+    x, y = (t.requires_grad_() for t in pair(4, 6))
+    with ops.backend(backend):
+        out = ops.prod_reduce(x, y, torch.tensor([2]))
+    assert out.shape == (0, 6)
+    for gradient in torch.autograd.grad(out.sum(), (x, y)):
+        numerics.exact(gradient, torch.zeros(4, 6))
+
+
+@BACKENDS
 def test_compiles_as_one_graph(backend):
     x, y = pair(2, 5, 12)
     compiled = torch.compile(lambda a, b: ops.prod_reduce(a * 2, b, group=4) + 1, fullgraph=True)
