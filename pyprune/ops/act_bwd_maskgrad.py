@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyprune.ops import _native
-from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
 from pyprune.ops._offsets import check_offset_values
 from pyprune.ops.act_fwd_stats import (
     ACTS,
@@ -70,7 +70,7 @@ def act_bwd_maskgrad(
     >>> dpre.tolist(), after.tolist(), before.tolist()
     ([[[0.0, 10.0], [10.0, 10.0]]], [[30.0, 60.0]], [[30.0, 60.0]])
     """
-    return torch.ops.pyprune.act_bwd_maskgrad.default(grad, pre, up, act, mask, mask_before, cu_seqlens)
+    return torch.ops.pyprune.act_bwd_maskgrad.default(*detached(grad, pre, up, act, mask, mask_before, cu_seqlens))
 
 
 def check(grad, pre, up, act, mask, mask_before, cu_seqlens) -> None:

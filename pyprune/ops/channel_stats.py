@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
-from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
 from pyprune.ops._offsets import check_offset_values, check_offsets
 
 SCHEMA = "(Tensor x, Tensor? cu_seqlens=None, Tensor? token_mask=None) -> (Tensor mean, Tensor m2, Tensor l1)"
@@ -43,7 +43,7 @@ def channel_stats(
     >>> mean, m2, l1
     (tensor([[ 2., -2.]]), tensor([[2., 0.]]), tensor([[4., 4.]]))
     """
-    return torch.ops.pyprune.channel_stats.default(x, cu_seqlens, token_mask)
+    return torch.ops.pyprune.channel_stats.default(*detached(x, cu_seqlens, token_mask))
 
 
 def check(x: Tensor, cu_seqlens: Tensor | None, token_mask: Tensor | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyprune.core.errors import InputError
-from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
 from pyprune.ops._offsets import check_offset_values
 from pyprune.ops.act_bwd_maskgrad import act_bwd_maskgrad
 from pyprune.ops.act_bwd_maskgrad import fake as fake_unfused
@@ -62,7 +62,7 @@ def gemm_dact_maskgrad(
     >>> dpre.tolist(), after.tolist(), before.tolist()
     ([[[0.0, -5.0], [20.0, -10.0]]], [[60.0, -50.0]], [[60.0, -50.0]])
     """
-    return torch.ops.pyprune.gemm_dact_maskgrad.default(dy, w2, pre, up, act, cu_seqlens)
+    return torch.ops.pyprune.gemm_dact_maskgrad.default(*detached(dy, w2, pre, up, act, cu_seqlens))
 
 
 def check_shapes(dy, w2, pre, up, act, cu_seqlens) -> None:

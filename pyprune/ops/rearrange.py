@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.ops import _native
-from pyprune.ops._dispatch import Candidate, Op
+from pyprune.ops._dispatch import Candidate, Op, detached
 
 SCHEMA = "(Tensor g, int keep) -> Tensor"
 # Squared and summed over units and samples they must stay finite. Only float64 holds larger numbers.
@@ -37,7 +37,7 @@ def rearrange(g: Tensor, keep: int) -> Tensor:
     >>> rearrange(torch.tensor([[1.0, 2.0, -2.0, 3.0]]), keep=2)  # pruning 2 and -2 costs nothing
     tensor([0, 3])
     """
-    return torch.ops.pyprune.rearrange.default(g, keep)
+    return torch.ops.pyprune.rearrange.default(*detached(g, keep))
 
 
 def check(g: Tensor, keep: int) -> None:

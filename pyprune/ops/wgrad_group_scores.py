@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
-from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
 from pyprune.ops._offsets import check_offset_values, check_offsets
 
 SCHEMA = '(Tensor dy, Tensor x, Tensor w, Tensor? cu_seqlens=None, str mode="abs") -> (Tensor rows, Tensor columns)'
@@ -52,7 +52,7 @@ def wgrad_group_scores(
     >>> wgrad_group_scores(dy, x, torch.tensor([[2.0], [1.0]]), mode="sq")
     (tensor([40., 36.]), tensor([76.]))
     """
-    return torch.ops.pyprune.wgrad_group_scores.default(dy, x, w, cu_seqlens, mode)
+    return torch.ops.pyprune.wgrad_group_scores.default(*detached(dy, x, w, cu_seqlens, mode))
 
 
 def check(dy: Tensor, x: Tensor, w: Tensor, cu_seqlens: Tensor | None, mode: str) -> None:
