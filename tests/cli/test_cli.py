@@ -209,6 +209,12 @@ def test_a_full_output_directory_is_left_alone(run, dense, text):
     assert [p.name for p in Path.cwd().iterdir()] == ["small"]
 
 
+def test_a_folder_that_only_looks_like_stage_results_is_left_alone(run, dense, text):
+    Path("small.partial").mkdir()
+    Path("small.partial/precious.txt").write_text("keep me")
+    refuse(run, "prune", dense, "--data", text, "--out", "small", *SAMPLES, says="precious.txt")
+
+
 def test_an_explicit_backend_that_is_missing(run, dense, text, monkeypatch):
     monkeypatch.setenv("PYPRUNE_BACKEND", "cuda")
     code, _, err = run("prune", dense, "--data", text, "--out", "small", "--quiet", *SAMPLES)
