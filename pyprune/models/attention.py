@@ -79,6 +79,8 @@ class Attention:
                 key_params=place.unit_params(reading[len(reading) // 3 :]) if self.cross else 0,
                 tokens=place.tokens,
                 keys=place.source_tokens if self.cross else place.keys,
+                # Without a source the family skips cross-attention.
+                share=0.0 if self.cross and place.source_tokens == 0 else 1.0,
             ),
             attributes=attributes,
             config_key=self.config_key,

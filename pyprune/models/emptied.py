@@ -27,11 +27,23 @@ class EmptyAttention(nn.Module):
 
     projection: str | None
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> tuple:
-        """Output `[B, T, D]` (or context `[B, T, 0]`) and, in eager mode, attention weights `[B, 0, T, S]`."""
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        key_value_states: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple:
+        """Output `[B, T, D]` (or context `[B, T, 0]`) and, in eager mode, attention weights `[B, 0, T, S]`.
+
+        With `key_value_states` it is cross-attention, whose keys nobody else asks the cache for.
+        """
         batch, length, _ = hidden_states.shape
         seen = length
-        if past_key_values is not None:
+        if key_value_states is not None:
+            seen = key_value_states.shape[1]
+        elif past_key_values is not None:
             seen = _remember_length(past_key_values, self.layer_idx, hidden_states)
         eager = self.config._attn_implementation == "eager"
         weights = hidden_states.new_empty(batch, 0, length, seen) if eager else None

@@ -38,15 +38,15 @@ class Stack:
     `layers` is the path of their list below the base model; a `*` in it stands for every index of a list of lists.
     `parts` are the blocks of a layer, in the order in which the data passes them. `name` tells the stacks of a model
     apart. `tokens`, `keys` and `source_tokens` give the figures of `Place` from the config and the indices of a layer,
-    where they do not follow from the length of the text.
+    where they do not follow from the length of the text; None where they do.
     """
 
     layers: str
     parts: tuple[Part, ...]
     name: str = ""
-    tokens: Callable[[Any, tuple[int, ...]], float] | None = None
-    keys: Callable[[Any, tuple[int, ...]], float] | None = None
-    source_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
+    tokens: Callable[[Any, tuple[int, ...]], float | None] | None = None
+    keys: Callable[[Any, tuple[int, ...]], float | None] | None = None
+    source_tokens: Callable[[Any, tuple[int, ...]], float | None] | None = None
 
     def find(self, model: nn.Module, prefix: str) -> Iterator[Place]:
         """The layers of `model`, a transformers model at the path `prefix`; none when it lacks the stack."""

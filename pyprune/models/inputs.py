@@ -28,8 +28,9 @@ def example_inputs(
     """Random inputs for `model.forward`, on the CPU: as many of those known here as it takes.
 
     - `input_ids`, `attention_mask` `[batch, length]` int64, each row with more padding than the last; row 0 is full,
-      and padded positions hold the config's padding token. `length` is cut to what the positions allow.
-    - `decoder_input_ids` `[batch, (length + 1) // 2]` int64, without padding;
+      and padded positions hold the config's padding token. `length` is cut to what the positions allow. For an
+      encoder-decoder each row ends in the config's end token, which is nowhere else;
+    - `decoder_input_ids` `[batch, length]` int64, without padding;
     - `pixel_values` `[batch, channels, height, width]` float32.
 
     InputError when the forward takes none of them.
@@ -54,17 +55,23 @@ def _tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
     positions = getattr(config, "max_position_embeddings", None) or 2 * length
     # Position tables may reserve the places up to a padding token among the first, so stay that far below their size.
     length = min(length, positions - pad - 1 if pad < positions // 2 else positions)
-    ids = torch.randint(0, vocabulary - 1, (wanted.batch, length), generator=wanted.generator)
-    ids = ids + (ids >= pad)
+    # Encoder-decoders may classify a text at its only end token.
+    end = getattr(config, "eos_token_id", None) if getattr(config, "is_encoder_decoder", False) else None
+    reserved = sorted({pad} if end is None else {pad, end})
+    ids = torch.randint(0, vocabulary - len(reserved), (wanted.batch, length), generator=wanted.generator)
+    for token in reserved:
+        ids = ids + (ids >= token)
     padded = torch.arange(wanted.batch)[:, None] * length // (2 * wanted.batch)
     position = torch.arange(length)
     mask = position < length - padded if wanted.padding == "right" else position >= padded
+    if end is not None:
+        ids[torch.arange(wanted.batch), (mask * position).argmax(1)] = end
     return {"input_ids": torch.where(mask, ids, pad), "attention_mask": mask.long()}
 
 
 def _decoder_tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
     config = _holder(getattr(config, "decoder", None) or config, "vocab_size")
-    shape = (wanted.batch, (wanted.length + 1) // 2)
+    shape = (wanted.batch, min(wanted.length, getattr(config, "max_position_embeddings", None) or wanted.length))
     return {"decoder_input_ids": torch.randint(0, config.vocab_size, shape, generator=wanted.generator)}
 
 

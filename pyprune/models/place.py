@@ -15,7 +15,7 @@ class Place:
     """One layer of one stack: the module, its dotted path from the model's root, and what its groups are called.
 
     `index` counts the layers of the stack. `tokens` and `keys` are as in `core.anatomy.UnitCost`; `source_tokens` are
-    the keys of cross-attention.
+    the keys of cross-attention, 0 where the model runs without a source.
     """
 
     layer: nn.Module

@@ -33,6 +33,6 @@ def shrink_(model: Any) -> bool:
     for member in members(model):
         if is_pruned(member.model.config, member.family) and places[member.prefix]:
             groups = [part.block(place).units for place, part in places[member.prefix]]
-            wanted |= read_widths(member.model.config, member.prefix, groups)
+            wanted |= read_widths(member.model.config, member.family, member.prefix, groups)
     cut_(model, adapter, anatomy, {name: torch.arange(size, device="cpu") for name, size in wanted.items()})
     return True
