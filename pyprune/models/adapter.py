@@ -70,6 +70,8 @@ class TransformersAdapter:
             for place, part in member.family.parts(member.model, member.prefix):
                 group = part.block(place).units
                 groups.append(before[group.name])
+                if group.size < before[group.name].size:
+                    part.cut(place, kept[group.name])
                 if group.size == 0:
                     part.emptied(place)
             for config in (member.model.config, *twins(model.config, member.model.config, member.prefix)):

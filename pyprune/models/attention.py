@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from pyprune.core.anatomy import Attribute, Block, Cut, UnitCost, UnitGroup
@@ -86,6 +87,9 @@ class Attention:
             config_key=self.config_key,
         )
         return Block(place.path, f"{place.path}.{self.output}", (), place.below(self.exit), group)
+
+    def cut(self, place: Place, kept: torch.Tensor) -> None:
+        """Families whose heads differ in more than their weights override this."""
 
     def emptied(self, place: Place) -> None:
         """Let the module run without heads: its output is the bias of the output projection."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from pyprune.core.anatomy import Block
@@ -24,6 +25,10 @@ class Part(Protocol):
 
     def block(self, place: Place) -> Block:
         """The part as a block of the layer at `place`."""
+        ...
+
+    def cut(self, place: Place, kept: torch.Tensor) -> None:
+        """Let the layer at `place` know that of this part's units only `kept` stay, where its tensors do not tell."""
         ...
 
     def emptied(self, place: Place) -> None:

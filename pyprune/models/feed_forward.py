@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from pyprune.core.anatomy import Block, UnitCost, UnitGroup
 from pyprune.core.layers import matrix
 from pyprune.models.place import Place
@@ -13,10 +15,11 @@ from pyprune.models.place import Place
 class FeedForward:
     """One feed-forward block of a layer. All paths start at the layer.
 
-    `inner` are the layers whose outputs are the neurons; `fused` says that one of them holds gate and up projection one
-    after the other. `entry` are the modules that lead from the residual stream to the input of the `output`
-    projection; the last may call the projection itself. `exit` is as in `core.anatomy.Block`. `config_key` is the
-    attribute of the config that counts neurons layer by layer, empty when it has none.
+    `inner` are the layers whose outputs are the neurons (a layer need not have all of them); `fused` says that one of
+    them holds gate and up projection one after the other. `entry` are the modules that lead from the residual stream
+    to the input of the `output` projection; the last may call the projection itself. `exit` is as in
+    `core.anatomy.Block`. `config_key` is the attribute of the config that counts neurons layer by layer, empty when it
+    has none.
     """
 
     inner: tuple[str, ...]
@@ -30,7 +33,7 @@ class FeedForward:
         """The block of the layer at `place`."""
         _, size = matrix(place.layer.get_submodule(self.output)).shape
         halves = {"repeats": 2, "period": size} if self.fused else {}
-        inner = tuple(cut for name in self.inner for cut in place.outputs(name, 1, **halves))
+        inner = tuple(cut for name in place.having(self.inner) for cut in place.outputs(name, 1, **halves))
         cuts = (*inner, *place.inputs(self.output, 1))
         group = UnitGroup(
             name=f"{place.name}.neurons",
@@ -43,6 +46,9 @@ class FeedForward:
             config_key=self.config_key,
         )
         return Block(place.path, f"{place.path}.{self.output}", place.below(self.entry), place.below(self.exit), group)
+
+    def cut(self, place: Place, kept: torch.Tensor) -> None:
+        """Linear layers need to know nothing else."""
 
     def emptied(self, place: Place) -> None:
         """Linear layers of width 0 leave the output projection's bias: nothing to do."""

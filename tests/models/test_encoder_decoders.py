@@ -1,6 +1,7 @@
 """Encoder-decoders: generation with every cache, emptied cross-attention, and one stack of a pruned whole."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -14,14 +15,19 @@ from pyprune.models.inputs import example_inputs
 from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan, tiny_model
+from pyprune.testing.numerics import ratio
 
-GENERATORS = {"bart": "AutoModelForSeq2SeqLM"}
+GENERATORS = {
+    "bart": "AutoModelForSeq2SeqLM",
+    "t5": "AutoModelForSeq2SeqLM",
+    "t5-gated": "AutoModelForSeq2SeqLM",
+}
 EMPTY = torch.empty(0, dtype=torch.int64)
 
 
-def pruned(variant, head, emptied=(), dtype=torch.float32, attention="sdpa"):
+def pruned(variant, head, emptied=(), dtype=torch.float32, attention="sdpa", **config):
     """A model, its anatomy, and a random plan that removes all heads of the attentions whose names begin so."""
-    model = tiny_model(variant, head, dtype, attention)
+    model = tiny_model(variant, head, dtype, attention, **config)
     anatomy = adapter_for(model).anatomy(model)
     plan = random_plan(anatomy, seed=5, emptied=False)
     plan.kept |= {g.name: EMPTY for g in anatomy.groups if g.axis == "heads" and g.name.startswith(emptied)}
@@ -79,7 +85,7 @@ def test_source_and_target_may_differ_in_length(variant, attention):
         assert {w.shape[2:] for w in found.cross_attentions} == {(5, found.encoder_last_hidden_state.shape[1])}
 
 
-ALONE = [("bart", "AutoModelForSeq2SeqLM", "BartForCausalLM")]
+ALONE = [("bart", "AutoModelForSeq2SeqLM", "BartForCausalLM"), ("t5", "AutoModelForSeq2SeqLM", "T5EncoderModel")]
 
 
 @torch.no_grad()
@@ -116,3 +122,46 @@ def test_cross_attention_without_a_source_costs_nothing():
     plan.kept["decoder.layers.0.cross_heads"] = EMPTY
     assert anatomy.flops(12) == anatomy.flops(12, plan.counts)
     assert anatomy.params(plan.counts) < anatomy.params()
+
+
+@torch.no_grad()
+def test_a_shared_bias_is_read_by_the_heads_that_stay_also_when_pruned_twice(tmp_path):
+    model, _, plan = pruned("t5", "AutoModelForSeq2SeqLM", dtype=torch.float64)
+    dense = set(model.state_dict())
+    plan.kept["encoder.layers.0.heads"] = torch.tensor([2])
+    plan.kept["encoder.layers.1.heads"] = torch.tensor([0, 2, 3])
+    plan.kept["encoder.layers.2.heads"] = torch.arange(4)
+    slice_(model, adapter_for(model), plan)
+    added = {name for name in model.state_dict() if name not in dense}
+    assert "encoder.block.1.layer.0.SelfAttention.kept_heads" in added
+    assert not any("block.2.layer.0" in name for name in added if name.startswith("encoder"))
+    again = Plan.keep_all(adapter_for(model).anatomy(model))
+    again.kept |= {"encoder.layers.0.heads": EMPTY, "encoder.layers.1.heads": torch.tensor([0, 2])}
+    with masked(model, adapter_for(model).anatomy(model), again):
+        expected = model(**example_inputs(model), use_cache=False)
+    slice_(model, adapter_for(model), again)
+    assert model.encoder.block[1].layer[0].SelfAttention.kept_heads.tolist() == [0, 3]
+    found = model(**example_inputs(model), use_cache=False)
+    assert max_difference(expected, found) < 1e-10
+    model.save_pretrained(tmp_path)
+    reloaded = type(model).from_pretrained(tmp_path, dtype="auto")
+    for twin in (reloaded, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert max_difference(found, twin(**example_inputs(model), use_cache=False)) == 0
+        assert [type(m) for m in twin.modules()] == [type(m) for m in model.modules()]
+    half = type(model).from_pretrained(tmp_path, dtype=torch.float16)
+    assert half.encoder.block[1].layer[0].SelfAttention.kept_heads.dtype == torch.int64
+
+
+def test_a_pruned_t5_is_trained_with_checkpointed_gradients():
+    emptied = ("encoder.layers.0", "decoder.layers.1.cross")
+    model, _, plan = pruned("t5", "AutoModelForSeq2SeqLM", emptied, dropout_rate=0.0)
+    slice_(model, adapter_for(model), plan).train()
+    inputs = {**example_inputs(model), "use_cache": False}
+    model(**inputs).logits.square().sum().backward()
+    name = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    expected = model.get_parameter(name).grad.clone()
+    assert expected.abs().sum() > 0
+    model.zero_grad()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    model(**inputs).logits.square().sum().backward()
+    ratio(model.get_parameter(name).grad, expected.double())
