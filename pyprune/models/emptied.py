@@ -37,12 +37,15 @@ class EmptyAttention(nn.Module):
     ) -> tuple:
         """Output `[B, T, D]` (or context `[B, T, 0]`) and, in eager mode, attention weights `[B, 0, T, S]`.
 
-        With `key_value_states` it is cross-attention, whose keys nobody else asks the cache for.
+        With `key_value_states` it is cross-attention, whose keys the cache is told once.
         """
         batch, length, _ = hidden_states.shape
         seen = length
         if key_value_states is not None:
             seen = key_value_states.shape[1]
+            if hasattr(past_key_values, "is_updated") and not past_key_values.is_updated.get(self.layer_idx):
+                _remember_length(past_key_values.cross_attention_cache, self.layer_idx, key_value_states)
+                past_key_values.is_updated[self.layer_idx] = True
         elif past_key_values is not None:
             seen = _remember_length(past_key_values, self.layer_idx, hidden_states)
         eager = self.config._attn_implementation == "eager"

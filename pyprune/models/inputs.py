@@ -31,7 +31,9 @@ def example_inputs(
       and padded positions hold the config's padding token. `length` is cut to what the positions allow. For an
       encoder-decoder each row ends in the config's end token, which is nowhere else;
     - `decoder_input_ids` `[batch, length]` int64, without padding;
-    - `pixel_values` `[batch, channels, height, width]` float32.
+    - `pixel_values` `[batch, channels, height, width]` float32;
+    - `input_features` `[batch, mel bins, frames]` float32, as many frames as the encoder wants;
+    - `flattened_patches` `[batch, length, 2 + patch values]` float32, with an `attention_mask` padded on the right.
 
     InputError when the forward takes none of them.
     """
@@ -83,10 +85,29 @@ def _pixels(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(shape, generator=wanted.generator)}
 
 
+def _spectrogram(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
+    config = _holder(config, "max_source_positions")
+    shape = (wanted.batch, config.num_mel_bins, 2 * config.max_source_positions)
+    return {"input_features": torch.randn(shape, generator=wanted.generator)}
+
+
+def _patches(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
+    config = _holder(config, "patch_embed_hidden_size")
+    length = min(wanted.length, config.seq_len - 1)
+    position = torch.arange(length)
+    mask = position < length - torch.arange(wanted.batch)[:, None] * length // (2 * wanted.batch)
+    values = torch.randn(wanted.batch, length, config.patch_embed_hidden_size, generator=wanted.generator)
+    # A patch begins with its row and column, counted from 1; padding is all zero.
+    places = torch.stack([position // 4 + 1, position % 4 + 1], dim=-1).expand(wanted.batch, -1, -1)
+    return {"flattened_patches": torch.cat([places, values], dim=-1) * mask[..., None], "attention_mask": mask.long()}
+
+
 _MAKERS: dict[str, Callable[[Any, _Wanted], dict[str, torch.Tensor]]] = {
     "input_ids": _tokens,
     "decoder_input_ids": _decoder_tokens,
     "pixel_values": _pixels,
+    "input_features": _spectrogram,
+    "flattened_patches": _patches,
 }
 
 

@@ -21,6 +21,8 @@ GENERATORS = {
     "bart": "AutoModelForSeq2SeqLM",
     "t5": "AutoModelForSeq2SeqLM",
     "t5-gated": "AutoModelForSeq2SeqLM",
+    "whisper": "AutoModelForSpeechSeq2Seq",
+    "pix2struct": "AutoModelForImageTextToText",
 }
 EMPTY = torch.empty(0, dtype=torch.int64)
 
