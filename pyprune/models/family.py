@@ -81,13 +81,13 @@ class Family:
         Nothing for a piece of a model that holds no layers. InputError when the config asks for something that cannot
         be pruned exactly.
         """
-        for attribute, value, reason in self.refused:
+        places = [(place, stack) for stack in self.stacks for place in stack.find(model, prefix)]
+        for attribute, value, reason in self.refused if places else ():
             if getattr(model.config, attribute, None) == value:
                 raise InputError(f"{type(model).__name__} with {attribute}={value!r} cannot be pruned: {reason}")
-        for stack in self.stacks:
-            for place in stack.find(model, prefix):
-                for part in stack.parts:
-                    yield place, part
+        for place, stack in places:
+            for part in stack.parts:
+                yield place, part
 
     @property
     def config_keys(self) -> frozenset[str]:

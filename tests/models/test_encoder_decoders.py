@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from pyprune.capture.masking import masked
-from pyprune.core.errors import MismatchError
+from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.plan import Plan
 from pyprune.models.adapter import adapter_for
 from pyprune.models.inputs import example_inputs
@@ -24,6 +24,7 @@ GENERATORS = {
     "whisper": "AutoModelForSpeechSeq2Seq",
     "pix2struct": "AutoModelForImageTextToText",
 }
+DECODERS = [("bart", "AutoModelForCausalLM"), ("whisper", "AutoModelForCausalLM")]
 EMPTY = torch.empty(0, dtype=torch.int64)
 
 
@@ -46,10 +47,10 @@ def generate(model, **options):
     return out.sequences
 
 
-@pytest.mark.parametrize("emptied", ["decoder.layers.0.heads", "decoder.layers.0.cross", "decoder.", ("encoder.",)])
-@pytest.mark.parametrize("variant", GENERATORS)
-def test_generation_with_every_cache_is_that_of_the_masked_model(variant, emptied):
-    model, anatomy, plan = pruned(variant, GENERATORS[variant], emptied)
+@pytest.mark.parametrize("emptied", ["decoder.layers.0.heads", "decoder.layers.0.cross", "decoder.", "encoder."])
+@pytest.mark.parametrize(("variant", "head"), [*GENERATORS.items(), *DECODERS])
+def test_generation_with_every_cache_is_that_of_the_masked_model(variant, head, emptied):
+    model, anatomy, plan = pruned(variant, head, emptied)
     with masked(model, anatomy, plan):
         expected = generate(model, use_cache=False)
         beams = generate(model, use_cache=False, num_beams=2)
@@ -167,3 +168,9 @@ def test_a_pruned_t5_is_trained_with_checkpointed_gradients():
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model(**inputs).logits.square().sum().backward()
     ratio(model.get_parameter(name).grad, expected.double())
+
+
+def test_an_encoder_of_decoder_layers_is_refused():
+    model = tiny_model("t5", "T5EncoderModel", is_decoder=True)
+    with pytest.raises(InputError, match="T5EncoderModel with is_decoder=True cannot be pruned"):
+        adapter_for(model).anatomy(model)

@@ -149,5 +149,6 @@ FAMILIES = (
                 name="decoder",
             ),
         ),
+        refused=(("is_decoder", True, "its encoder has the layers of a decoder"),),
     ),
 )
