@@ -18,9 +18,7 @@ def test_a_model_is_known_by_its_config():
 
 
 def test_an_unknown_model_type_is_answered_with_the_known_ones():
-    with pytest.raises(
-        InputError, match=r"unknown model type 'albert'; known: bert, distilbert, llama, mistral, qwen2"
-    ):
+    with pytest.raises(InputError, match=r"unknown model type 'albert'; known: .*bert, .*distilbert, .*llama, .*qwen2"):
         adapter_for(AlbertConfig())
     with pytest.raises(InputError, match="unknown model type 'dict'"):
         adapter_for({})
