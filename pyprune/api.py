@@ -23,7 +23,7 @@ from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
-from pyprune.core.partial import Partial, data_fingerprint, fingerprint
+from pyprune.core.partial import Partial, check_partial, data_fingerprint, fingerprint
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
@@ -308,6 +308,7 @@ def prune(
     ops.check_choice()
     if out is not None and not dry_run:
         check_output(out, overwrite)
+        check_partial(out)
     stages = Stages(quiet)
 
     with stages.stage("load"):

@@ -72,6 +72,20 @@ PYPRUNE_CLONES float largest(const float* __restrict row, int64_t n) {
   return *std::max_element(lane, lane + kLanes);
 }
 
+PYPRUNE_CLONES bool any_nan(const float* __restrict row, int64_t n) {
+  uint32_t any = 0;
+  for (int64_t i = 0; i < n; ++i) any |= row[i] != row[i];
+  return any != 0;
+}
+
+// The largest logit, or NaN as torch has it, and the first column where it stands.
+float largest_at(const float* row, int64_t n, int64_t& at) {
+  const bool nan = any_nan(row, n);
+  const float top = nan ? std::numeric_limits<float>::quiet_NaN() : largest(row, n);
+  at = std::find_if(row, row + n, [&](float v) { return nan ? v != v : v == top; }) - row;
+  return top;
+}
+
 PYPRUNE_CLONES void add(float* __restrict row, const float* __restrict bias, int64_t n) {
   for (int64_t i = 0; i < n; ++i) row[i] += bias[i];
 }
@@ -331,12 +345,9 @@ void cross_entropy_rows_(Tensor logits, std::optional<Tensor> bias, std::optiona
       if (b) add(row, b, n);
       if (tb) add(other, tb, n);
       switch (target) {
-        case kMaxLogit: {
-          value[i] = largest(row, n);
-          const int64_t at = std::find(row, row + n, value[i]) - row;
-          pick[i] = at < n ? at : 0;
+        case kMaxLogit:
+          value[i] = largest_at(row, n, pick[i]);
           break;
-        }
         case kKl:
           value[i] = static_cast<float>(divergence(row, other, n, static_cast<float>(temperature)));
           break;

@@ -162,8 +162,11 @@ struct Fold {
 
   bool identity() const { return group == 1 && mod_group == 0; }
   int64_t outputs(int64_t columns) const { return mod_group > 0 ? mod_group : columns / group; }
+  // Sums that an output is made of. Four of a group: one running sum would wait four cycles for each addition.
+  int64_t lanes() const { return mod_group > 0 ? 1 : 4; }
 
-  // Adds the columns [begin, end) of a row to its outputs; in double, because a wide group has thousands of terms.
+  // Adds the columns [begin, end) of a row to the lanes of their outputs; in double, because a wide group has thousands
+  // of terms. The lane is that of the column's place in its group: the bits do not depend on where a row is cut.
   void operator()(const float* acc, int64_t begin, int64_t end, double* sums) const {
     const int64_t period = mod_group > 0 ? mod_group : group;
     for (int64_t c = begin; c < end;) {
@@ -171,21 +174,28 @@ struct Fold {
       if (mod_group > 0) {
         for (int64_t k = 0; k < run; ++k) sums[c % period + k] += acc[c - begin + k];
       } else {
-        sums[c / period] += sum(acc + c - begin, run);
+        add(sums + 4 * (c / period), acc + c - begin, c % period, run);
       }
       c += run;
     }
   }
 
+  float total(const double* sums, int64_t output) const {
+    const double* lane = sums + lanes() * output;
+    return static_cast<float>(mod_group > 0 ? *lane : (lane[0] + lane[2]) + (lane[1] + lane[3]));
+  }
+
  private:
-  // Four lanes: one running sum would wait four cycles for each addition.
-  static double sum(const float* v, int64_t n) {
-    double lane[4] = {};
+  // v: `n` columns from the place `first` of their group on.
+  static void add(double* sums, const float* v, int64_t first, int64_t n) {
     int64_t i = 0;
+    for (; i < n && (first + i) % 4 != 0; ++i) sums[(first + i) % 4] += v[i];
+    double lane[4];
+    std::copy_n(sums, 4, lane);
     for (; i + 4 <= n; i += 4)
       for (int64_t k = 0; k < 4; ++k) lane[k] += v[i + k];
     for (int64_t k = 0; i < n; ++i, ++k) lane[k] += v[i];
-    return (lane[0] + lane[2]) + (lane[1] + lane[3]);
+    std::copy_n(lane, 4, sums);
   }
 };
 
@@ -200,14 +210,17 @@ void reduce_block(Sums dest, const Rows<T>& rows, int64_t begin, int64_t end, co
   }
   alignas(64) float acc[kAccumulators];
   const int64_t first = fold.mod_group > 0 ? 0 : begin / fold.group, outputs = fold.outputs(end - begin);
-  std::vector<double> sums(rows.probes * outputs);
+  const int64_t sums_row = outputs * fold.lanes();
+  std::vector<double> sums(rows.probes * sums_row);
   for (int64_t c = begin; c < end; c += width) {
     const int64_t stop = std::min(end, c + width);
     accumulate({acc, width}, rows.at(0, 0, c), stop - c);
-    for (int64_t p = 0; p < rows.probes; ++p) fold(acc + p * width, c, stop, sums.data() + p * outputs - first);
+    for (int64_t p = 0; p < rows.probes; ++p)
+      fold(acc + p * width, c, stop, sums.data() + p * sums_row - first * fold.lanes());
   }
   for (int64_t p = 0; p < rows.probes; ++p)
-    std::copy_n(sums.data() + p * outputs, outputs, dest.at + p * dest.probe + first);
+    for (int64_t j = 0; j < outputs; ++j)
+      dest.at[p * dest.probe + first + j] = fold.total(sums.data() + p * sums_row, j);
 }
 
 template <typename T>

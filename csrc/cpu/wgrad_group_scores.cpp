@@ -265,9 +265,10 @@ void scores(const Tensor& dy, const Tensor& x, const Tensor& w, const std::vecto
         }
         const float* const sum = sums + t * tile_sums;
         score(tile, sum + total_at, sum + squares_at, mode);
-        // Beside the matrix stand zeros, unless an infinite gradient met the zeros of a panel.
+        // Beside and below the matrix stand zeros, unless an infinite gradient or input met the zeros of a panel.
         for (int64_t r = 0; live < kTileColumns && r < kTileRows; ++r)
           std::fill(tile + r * kTileColumns + live, tile + (r + 1) * kTileColumns, 0.f);
+        if (p - i < kTileRows) std::fill(tile + (p - i) * kTileColumns, tile + kTile, 0.f);
         sum_tile(tile, row_partials.get() + j / kTileColumns * row_stride + i,
                  column_partials.get() + i / kTileRows * column_stride + j);
       }

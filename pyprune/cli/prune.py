@@ -85,14 +85,16 @@ def prune(
     if dry_run:
         if as_json:
             print(json.dumps({"length": result.plan.length, "kept": result.plan.counts, "meta": result.plan.meta}))
-        else:
+        elif not quiet:
             print(result.plan.explain(result.anatomy), *(f"note: {notice}" for notice in result.notices), sep="\n")
-        return
-    if quiet and not as_json:
         return
     others = compare_stages(result, seed) if compare else {}
     report = measure(result, out, others)
     write(report, out)
-    print(json.dumps(report) if as_json else table(report))
-    if not all(check["equal"] for check in report["checks"]):
+    if as_json or not quiet:
+        print(json.dumps(report) if as_json else table(report))
+    failed = [check for check in report["checks"] if not check["equal"]]
+    for check in failed if quiet else ():
+        print(f"pyprune: {check['name']}: differs by {check['difference']:.2e}", file=sys.stderr)
+    if failed:
         sys.exit(1)

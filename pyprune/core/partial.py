@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from pyprune.core.batches import Samples
-from pyprune.core.errors import MismatchError
+from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.storage import read_json, write_json
 
 _SETTINGS, _SCORES, _PLAN = "settings.json", "scores.safetensors", "plan.json"
+# A file is written beside its place first: a kill leaves that.
+_FILES = tuple(name + end for name in (_SETTINGS, _SCORES, _PLAN) for end in ("", ".tmp"))
 
 
 class Partial:
@@ -24,12 +26,13 @@ class Partial:
 
     Without `resume` an older folder is cleared, and so is one that a crash left without its settings. With it, results
     made under other settings are a MismatchError: mixing them in silently would make a checkpoint that nobody asked
-    for.
+    for. InputError when something of that name is there that is no such folder: it is never deleted.
     """
 
     def __init__(self, out: str | Path, settings: dict[str, Any], resume: bool) -> None:
         self.folder = Path(f"{Path(out)}.partial")  # Path drops the slash that a shell's completion appends
         self.settings = settings
+        check_partial(out)
         if not resume or not (self.folder / _SETTINGS).exists():
             self.remove()
             return
@@ -51,9 +54,11 @@ class Partial:
         plan.save(self._open() / _PLAN)
 
     def remove(self) -> None:
-        """Delete the folder: the run is finished, or starts anew."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        """Delete the stage results, and the folder unless it holds something else: the run is finished, or starts anew."""
+        for name in _FILES:
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _open(self) -> Path:
         # Made with its first result, so that a run that fails before leaves nothing behind.
@@ -61,6 +66,17 @@ class Partial:
             self.folder.mkdir(parents=True)
             write_json(self.folder / _SETTINGS, self.settings)
         return self.folder
+
+
+def check_partial(out: str | Path) -> None:
+    """Raise InputError unless `<out>.partial` is free, or a folder that holds stage results alone."""
+    folder = Path(f"{Path(out)}.partial")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{folder} is where stage results go, and is no folder: move it, or choose another output")
+    if foreign := sorted({p.name for p in folder.glob("*")} - set(_FILES)):
+        raise InputError(
+            f"{folder} is where stage results go, and {foreign[0]!r} in it is none: move it, or choose another output"
+        )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -92,10 +92,10 @@ class TransformersAdapter:
         for member in members(model):
             for place, part in member.parts():
                 group = part.block(place).units
+                if group.size < before[group.name].size:
+                    part.cut(place, kept[group.name])
                 if group.size == 0:
                     part.emptied(place)
-                elif group.size < before[group.name].size:
-                    part.narrowed(place)
         for record in records(model):
             groups = [replace(before[group.name], config_key=group.config_key) for group in record.groups]
             for config in record.configs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from pyprune.core.anatomy import Attribute, Block, Cut, UnitCost, UnitGroup
@@ -86,14 +87,16 @@ class Attention:
                 key_params=place.unit_params(reading[len(reading) // 3 :]) if self.cross or self.reduced_keys else 0,
                 keys=place.source_tokens if self.cross else place.keys,
                 **place.token_counts(padded=True),
+                # Without a source the family skips cross-attention.
+                share=0.0 if self.cross and place.source_tokens == 0 else 1.0,
             ),
             attributes=attributes,
             config_key=self.config_key,
         )
         return Block(place.path, f"{place.path}.{self.output}", (), place.below(self.exit), group)
 
-    def narrowed(self, place: Place) -> None:
-        """The module finds its heads by what it remembers: nothing to do."""
+    def cut(self, place: Place, kept: torch.Tensor) -> None:
+        """Families whose heads differ in more than their weights override this."""
 
     def emptied(self, place: Place) -> None:
         """Let the module run without heads: its output is the bias of the output projection."""

@@ -34,8 +34,18 @@ class EmptyAttention(nn.Module):
 
     projection_path: str | None  # called like nothing that an attention module holds
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> tuple:
-        """Output `[B, T, D]` (or context `[B, T, 0]`) and, in eager mode, attention weights `[B, 0, T, S]`."""
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        key_value_states: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple:
+        """Output `[B, T, D]` (or context `[B, T, 0]`) and, in eager mode, attention weights `[B, 0, T, S]`.
+
+        With `key_value_states` it is cross-attention, whose keys the cache is told once.
+        """
         past_key_values = kwargs.get("layer_past", past_key_values)  # GPT-NeoX's name for it
         if past_key_values is None:  # GIT gives it no name
             past_key_values = next((a for a in args if hasattr(a, "get_seq_length")), None)
@@ -44,6 +54,11 @@ class EmptyAttention(nn.Module):
         source = kwargs.get("encoder_hidden_states")
         if source is not None:  # cross-attention: its part of the cache is read by nobody else, and stays empty
             seen = source.shape[1]
+        elif key_value_states is not None:
+            seen = key_value_states.shape[1]
+            if hasattr(past_key_values, "is_updated") and not past_key_values.is_updated.get(self.layer_idx):
+                _remember_length(past_key_values.cross_attention_cache, self.layer_idx, key_value_states)
+                past_key_values.is_updated[self.layer_idx] = True
         elif past_key_values is not None:
             seen = _remember_length(past_key_values, self.layer_idx, hidden_states)
         config = getattr(self, "config", None)  # who has none computes its weights itself, and returns them

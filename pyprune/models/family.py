@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from pyprune.core.anatomy import Block
 from pyprune.core.errors import InputError
 from pyprune.models.place import Place
+
+
+# From a config and the indices of a layer: how many tokens; None where that follows from the length of the text.
+Figure = Callable[[Any, tuple[int, ...]], float | None]
 
 
 class Part(Protocol):
@@ -28,8 +33,8 @@ class Part(Protocol):
         """The part as a block of the layer at `place`."""
         ...
 
-    def narrowed(self, place: Place) -> None:
-        """Let the layer at `place` run when this part has lost some of its units."""
+    def cut(self, place: Place, kept: torch.Tensor) -> None:
+        """Let the layer at `place` know that of this part's units only `kept` stay, where its tensors do not tell."""
         ...
 
     def emptied(self, place: Place) -> None:
@@ -44,17 +49,17 @@ class Stack:
     `layers` is the path of their list below the base model; a `*` in it stands for every index of a list of lists.
     `parts` are the blocks of a layer, in the order in which the data passes them. `name` tells the stacks of a model
     apart. `tokens`, `keys`, `source_tokens`, `query_tokens` and `extra_tokens` give the figures of `Place` from the
-    config and the indices of a layer, where they do not follow from the length of the text.
+    config and the indices of a layer, where they do not follow from the length of the text; None where they do.
     """
 
     layers: str
     parts: tuple[Part, ...]
     name: str = ""
-    tokens: Callable[[Any, tuple[int, ...]], float] | None = None
-    keys: Callable[[Any, tuple[int, ...]], float] | None = None
-    source_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
-    query_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
-    extra_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
+    tokens: Figure | None = None
+    keys: Figure | None = None
+    source_tokens: Figure | None = None
+    query_tokens: Figure | None = None
+    extra_tokens: Figure | None = None
 
     def find(self, model: nn.Module, prefix: str) -> Iterator[Place]:
         """The layers of `model`, a transformers model at the path `prefix`; none when it lacks the stack."""
@@ -89,16 +94,16 @@ class Family:
         `source_tokens` are those that its cross-attention reads, unless its own table tells. Nothing for a piece of a
         model that holds no layers. InputError when the config asks for something that cannot be pruned exactly.
         """
-        for attribute, value, reason in self.refused:
+        places = [(place, stack) for stack in self.stacks for place in stack.find(model, prefix)]
+        for attribute, value, reason in self.refused if places else ():
             if getattr(model.config, attribute, None) == value:
                 raise InputError(f"{type(model).__name__} with {attribute}={value!r} cannot be pruned: {reason}")
-        for stack in self.stacks:
-            for place in stack.find(model, prefix):
-                if place.source_tokens is None:
-                    place = replace(place, source_tokens=source_tokens)
-                for part in stack.parts:
-                    if part.when is None or part.when(place.layer):
-                        yield place, part
+        for place, stack in places:
+            if place.source_tokens is None:
+                place = replace(place, source_tokens=source_tokens)
+            for part in stack.parts:
+                if part.when is None or part.when(place.layer):
+                    yield place, part
 
     @property
     def config_keys(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from pyprune.core.anatomy import Block, UnitCost, UnitGroup
@@ -17,11 +18,11 @@ from pyprune.models.place import Place
 class FeedForward:
     """One feed-forward block of a layer. All paths start at the layer.
 
-    `inner` are the layers whose outputs are the neurons; `fused` says that one of them holds gate and up projection one
-    after the other. `entry` are the modules that lead from the residual stream to the input of the `output`
-    projection; the last may call the projection itself. `exit` is as in `core.anatomy.Block`. `config_key` is the
-    attribute of the config that counts neurons layer by layer, empty when it has none. `when` tells the layers that
-    have this block; None: all.
+    `inner` are the layers whose outputs are the neurons (a layer need not have all of them); `fused` says that one of
+    them holds gate and up projection one after the other. `entry` are the modules that lead from the residual stream
+    to the input of the `output` projection; the last may call the projection itself. `exit` is as in
+    `core.anatomy.Block`. `config_key` is the attribute of the config that counts neurons layer by layer, empty when it
+    has none. `when` tells the layers that have this block; None: all.
     """
 
     inner: tuple[str, ...]
@@ -36,7 +37,7 @@ class FeedForward:
         """The block of the layer at `place`."""
         _, size = matrix(place.layer.get_submodule(self.output)).shape
         halves = {"repeats": 2, "period": size} if self.fused else {}
-        inner = tuple(cut for name in self.inner for cut in place.outputs(name, 1, **halves))
+        inner = tuple(cut for name in place.having(self.inner) for cut in place.outputs(name, 1, **halves))
         cuts = (*inner, *place.inputs(self.output, 1))
         group = UnitGroup(
             name=f"{place.name}.neurons",
@@ -50,8 +51,8 @@ class FeedForward:
         )
         return Block(place.path, f"{place.path}.{self.output}", place.below(self.entry), place.below(self.exit), group)
 
-    def narrowed(self, place: Place) -> None:
-        """Linear layers run with any number of neurons: nothing to do."""
+    def cut(self, place: Place, kept: torch.Tensor) -> None:
+        """Linear layers need to know nothing else."""
 
     def emptied(self, place: Place) -> None:
         """Linear layers of width 0 leave the output projection's bias."""

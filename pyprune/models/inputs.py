@@ -28,11 +28,14 @@ def example_inputs(
     """Random inputs for `model.forward`, on the CPU: as many of those known here as it takes.
 
     - `input_ids`, `attention_mask` `[batch, length]` int64, each row with more padding than the last; row 0 is full,
-      and padded positions hold the config's padding token. `length` is cut to what the positions allow.
+      and padded positions hold the config's padding token. `length` is cut to what the positions allow. For an
+      encoder-decoder each row ends in the config's end token, which is nowhere else;
     - `encoder_hidden_states` `[batch, length, hidden]` float32 and `encoder_attention_mask` `[batch, length]` int64,
       padded like the text, for a decoder with cross-attention;
-    - `decoder_input_ids` `[batch, (length + 1) // 2]` int64, without padding;
-    - `pixel_values` `[batch, channels, height, width]` float32.
+    - `decoder_input_ids` `[batch, length]` int64, without padding;
+    - `pixel_values` `[batch, channels, height, width]` float32;
+    - `input_features` `[batch, mel bins, frames]` float32, as many frames as the encoder wants;
+    - `flattened_patches` `[batch, length, 2 + patch values]` float32, with an `attention_mask` padded on the right.
 
     InputError when the forward takes none of them.
     """
@@ -56,11 +59,17 @@ def _tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
     positions = getattr(config, "max_position_embeddings", None) or 2 * length
     # Position tables may reserve the places up to a padding token among the first, so stay that far below their size.
     length = min(length, positions - pad - 1 if pad < positions // 2 else positions)
-    ids = torch.randint(0, vocabulary - 1, (wanted.batch, length), generator=wanted.generator)
-    ids = ids + (ids >= pad)
+    # Encoder-decoders may classify a text at its only end token.
+    end = getattr(config, "eos_token_id", None) if getattr(config, "is_encoder_decoder", False) else None
+    reserved = sorted({pad} if end is None else {pad, end})
+    ids = torch.randint(0, vocabulary - len(reserved), (wanted.batch, length), generator=wanted.generator)
+    for token in reserved:
+        ids = ids + (ids >= token)
     padded = torch.arange(wanted.batch)[:, None] * length // (2 * wanted.batch)
     position = torch.arange(length)
     mask = position < length - padded if wanted.padding == "right" else position >= padded
+    if end is not None:
+        ids[torch.arange(wanted.batch), (mask * position).argmax(1)] = end
     return {"input_ids": torch.where(mask, ids, pad), "attention_mask": mask.long()}
 
 
@@ -78,7 +87,7 @@ def _encoder_states(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
 
 def _decoder_tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
     config = _holder(getattr(config, "decoder", None) or config, "vocab_size")
-    shape = (wanted.batch, (wanted.length + 1) // 2)
+    shape = (wanted.batch, min(wanted.length, getattr(config, "max_position_embeddings", None) or wanted.length))
     return {"decoder_input_ids": torch.randint(0, config.vocab_size, shape, generator=wanted.generator)}
 
 
@@ -90,11 +99,30 @@ def _pixels(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(shape, generator=wanted.generator)}
 
 
+def _spectrogram(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
+    config = _holder(config, "max_source_positions")
+    shape = (wanted.batch, config.num_mel_bins, 2 * config.max_source_positions)
+    return {"input_features": torch.randn(shape, generator=wanted.generator)}
+
+
+def _patches(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
+    config = _holder(config, "patch_embed_hidden_size")
+    length = min(wanted.length, config.seq_len - 1)
+    position = torch.arange(length)
+    mask = position < length - torch.arange(wanted.batch)[:, None] * length // (2 * wanted.batch)
+    values = torch.randn(wanted.batch, length, config.patch_embed_hidden_size, generator=wanted.generator)
+    # A patch begins with its row and column, counted from 1; padding is all zero.
+    places = torch.stack([position // 4 + 1, position % 4 + 1], dim=-1).expand(wanted.batch, -1, -1)
+    return {"flattened_patches": torch.cat([places, values], dim=-1) * mask[..., None], "attention_mask": mask.long()}
+
+
 _MAKERS: dict[str, Callable[[Any, _Wanted], dict[str, torch.Tensor]]] = {
     "input_ids": _tokens,
     "encoder_hidden_states": _encoder_states,
     "decoder_input_ids": _decoder_tokens,
     "pixel_values": _pixels,
+    "input_features": _spectrogram,
+    "flattened_patches": _patches,
 }
 
 

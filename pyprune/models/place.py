@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,8 +16,8 @@ class Place:
     """One layer of one stack: the module, its dotted path from the model's root, and what its groups are called.
 
     `index` counts the layers of the stack. `tokens`, `keys` and `extra_tokens` are as in `core.anatomy.UnitCost`;
-    `source_tokens` are the keys of cross-attention, and `query_tokens` the tokens of an attention that pads them to
-    whole windows.
+    `source_tokens` are the keys of cross-attention, 0 where the model runs without a source, and `query_tokens` the
+    tokens of an attention that pads them to whole windows.
     """
 
     layer: nn.Module
@@ -42,6 +43,13 @@ class Place:
     def below(self, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """Paths from the root of modules that are named from the layer on; None stays None."""
         return None if names is None else tuple(f"{self.path}.{name}" for name in names)
+
+    def having(self, names: tuple[str, ...]) -> Iterator[str]:
+        """Those of `names` that lead to a module of the layer."""
+        for name in names:
+            owner, _, leaf = name.rpartition(".")
+            if hasattr(self.layer.get_submodule(owner), leaf):
+                yield name
 
     def outputs(self, name: str, width: int, **places: int) -> tuple[Cut, ...]:
         """Cuts along the outputs of the linear layer `name`: its weight, and its bias if it has one."""

@@ -32,6 +32,6 @@ def shrink_(model: Any) -> bool:
     wanted = {group.name: group.size for group in anatomy.groups}
     for config, prefix, family, groups in ((r.configs[0], r.prefix, r.family, r.groups) for r in noted if r.groups):
         if is_pruned(config, family):
-            wanted |= read_widths(config, prefix, groups)
+            wanted |= read_widths(config, family, prefix, groups)
     cut_(model, adapter, anatomy, {name: torch.arange(size, device="cpu") for name, size in wanted.items()})
     return True

@@ -24,10 +24,11 @@ def is_pruned(config: Any, family: Family) -> bool:
     return bool(getattr(config, "is_heterogeneous", False)) and config.per_layer_attributes <= family.config_keys
 
 
-def read_widths(config: Any, prefix: str, groups: Sequence[UnitGroup]) -> dict[str, int]:
+def read_widths(config: Any, family: Family, prefix: str, groups: Sequence[UnitGroup]) -> dict[str, int]:
     """The size that `config` asks for, for every one of `groups`, whose names begin with `prefix`.
 
-    MismatchError for a size that cannot be cut from the group, and for an entry of a group that is not there.
+    MismatchError for a size that cannot be cut from the group, and for an entry of a group that is not there, unless
+    the model leaves out its whole stack (an encoder loaded from the checkpoint of an encoder-decoder).
     """
     named = dict(vars(config).get(PRUNED_GROUPS) or {})
     layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else None
@@ -41,8 +42,11 @@ def read_widths(config: Any, prefix: str, groups: Sequence[UnitGroup]) -> dict[s
             where = "per_layer_config" if group.config_key else PRUNED_GROUPS
             raise MismatchError(f"{where}: {group.name} has {group.size} units in the model, not {size}")
         sizes[group.name] = size
-    if named:
-        raise MismatchError(f"{PRUNED_GROUPS}: the model has no group {min(named)!r}")
+    stacks = [f"{stack.name}." for stack in family.stacks if stack.name]
+    absent = tuple(s for s in stacks if not any(group.name.startswith(prefix + s) for group in groups))
+    unknown = [name for name in named if not name.startswith(absent)]
+    if unknown:
+        raise MismatchError(f"{PRUNED_GROUPS}: the model has no group {min(unknown)!r}")
     return sizes
 
 

@@ -142,6 +142,11 @@ def tensors(args: Iterable) -> Iterator[torch.Tensor]:
             yield from tensors(arg)
 
 
+def detached(*args) -> list:
+    """Arguments of an op without a gradient: its results do not look as if they had one."""
+    return [arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args]
+
+
 def device_of(args: Iterable) -> torch.device:
     """Where the first tensor among an op's arguments lies; the CPU if there is none (empty lists)."""
     return next((t.device for t in tensors(args)), torch.device("cpu"))

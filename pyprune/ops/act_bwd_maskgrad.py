@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from pyprune.ops import _native
-from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
+from pyprune.ops._offsets import check_offset_values
 from pyprune.ops.act_fwd_stats import (
     ACTS,
     KERNEL_DTYPES,
     LIMIT,
     activate,
     check_activation,
-    check_offsets,
     inside_of,
     per_sample,
     rows_contiguous,
@@ -70,12 +70,12 @@ def act_bwd_maskgrad(
     >>> dpre.tolist(), after.tolist(), before.tolist()
     ([[[0.0, 10.0], [10.0, 10.0]]], [[30.0, 60.0]], [[30.0, 60.0]])
     """
-    return torch.ops.pyprune.act_bwd_maskgrad.default(grad, pre, up, act, mask, mask_before, cu_seqlens)
+    return torch.ops.pyprune.act_bwd_maskgrad.default(*detached(grad, pre, up, act, mask, mask_before, cu_seqlens))
 
 
 def check(grad, pre, up, act, mask, mask_before, cu_seqlens) -> None:
     check_activation("act_bwd_maskgrad", {"pre": pre, "grad": grad, "up": up}, act, mask, cu_seqlens)
-    check_offsets("act_bwd_maskgrad", pre, cu_seqlens)
+    check_offset_values("act_bwd_maskgrad", cu_seqlens, pre.shape[0])
 
 
 def slope(z: Tensor, act: str) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
 from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._offsets import check_offset_values, check_offsets
 
 SCHEMA = (
     '(Tensor pre, Tensor? up=None, str act="gelu", Tensor? mask=None, bool mask_before=False, '
@@ -83,8 +84,7 @@ def check_activation(op: str, like: dict[str, Tensor | None], act: str, mask: Te
             )
     if act not in ACTS:
         raise InputError(f"{op}: act {act!r} is unknown; choose from {', '.join(ACTS)}")
-    if cu is not None and (cu.dim() != 1 or cu.dtype not in (torch.int32, torch.int64)):
-        raise InputError(f"{op}: cu_seqlens must be int32 or int64 [B + 1], got {cu.dtype} {list(cu.shape)}")
+    check_offsets(op, cu)
     rows = sample_count(pre, cu)
     if mask is not None and (
         tuple(mask.shape) not in ((pre.shape[-1],), (rows, pre.shape[-1])) or not mask.is_floating_point()
@@ -97,21 +97,9 @@ def check_activation(op: str, like: dict[str, Tensor | None], act: str, mask: Te
         raise InputError(f"{op}: all tensors must be on one device, pre's is {pre.device}")
 
 
-def check_offsets(op: str, pre: Tensor, cu_seqlens: Tensor | None) -> None:
-    """The values of offsets on the CPU: kernels trust them. On CUDA reading them would wait for the device."""
-    if cu_seqlens is None or cu_seqlens.device.type != "cpu":
-        return
-    tokens = pre.shape[0]
-    if cu_seqlens.numel() == 0:
-        raise InputError(f"{op}: cu_seqlens must have at least one offset, got none")
-    if int(cu_seqlens[0]) < 0 or int(cu_seqlens[-1]) > tokens or bool((cu_seqlens.diff() < 0).any()):
-        raise InputError(f"{op}: cu_seqlens must not decrease and must stay within {tokens} tokens, got "
-                         f"{cu_seqlens.tolist()}")  # fmt: skip
-
-
 def check(pre, up, act, mask, mask_before, cu_seqlens, stats) -> None:
     check_activation("act_fwd_stats", {"pre": pre, "up": up}, act, mask, cu_seqlens)
-    check_offsets("act_fwd_stats", pre, cu_seqlens)
+    check_offset_values("act_fwd_stats", cu_seqlens, pre.shape[0])
 
 
 def sample_count(pre: Tensor, cu_seqlens: Tensor | None) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
-from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
+from pyprune.ops._offsets import check_offset_values, check_offsets
 
 SCHEMA = "(Tensor x, Tensor? cu_seqlens=None, Tensor? token_mask=None) -> (Tensor mean, Tensor m2, Tensor l1)"
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,7 +43,7 @@ def channel_stats(
     >>> mean, m2, l1
     (tensor([[ 2., -2.]]), tensor([[2., 0.]]), tensor([[4., 4.]]))
     """
-    return torch.ops.pyprune.channel_stats.default(x, cu_seqlens, token_mask)
+    return torch.ops.pyprune.channel_stats.default(*detached(x, cu_seqlens, token_mask))
 
 
 def check(x: Tensor, cu_seqlens: Tensor | None, token_mask: Tensor | None) -> None:
@@ -54,14 +55,9 @@ def check(x: Tensor, cu_seqlens: Tensor | None, token_mask: Tensor | None) -> No
         raise InputError(f"channel_stats: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
     if any(t is not None and t.device != x.device for t in (cu_seqlens, token_mask)):
         raise InputError("channel_stats: x, cu_seqlens and token_mask must be on one device")
-    if cu_seqlens is not None:
-        if token_mask is not None:
-            raise InputError("channel_stats: cu_seqlens and token_mask exclude each other: drop one")
-        if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-            raise InputError(
-                f"channel_stats: cu_seqlens must be int32 or int64 [B + 1], got {cu_seqlens.dtype} "
-                f"{list(cu_seqlens.shape)}"
-            )
+    if cu_seqlens is not None and token_mask is not None:
+        raise InputError("channel_stats: cu_seqlens and token_mask exclude each other: drop one")
+    check_offsets("channel_stats", cu_seqlens)
     if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.shape != x.shape[:2]):
         raise InputError(
             f"channel_stats: token_mask must be bool {list(x.shape[:2])}, got {token_mask.dtype} "
@@ -70,15 +66,8 @@ def check(x: Tensor, cu_seqlens: Tensor | None, token_mask: Tensor | None) -> No
 
 
 def check_values(x: Tensor, cu_seqlens: Tensor | None, token_mask: Tensor | None) -> None:
-    """`check` and, on CPU, the offsets: kernels trust them. On CUDA reading them would wait for the device."""
     check(x, cu_seqlens, token_mask)
-    if cu_seqlens is None or cu_seqlens.device.type != "cpu":
-        return
-    offsets = cu_seqlens.tolist()
-    if offsets[0] < 0 or offsets[-1] > x.shape[0] or any(a > b for a, b in pairwise(offsets)):
-        raise InputError(
-            f"channel_stats: cu_seqlens must not decrease and must stay within {x.shape[0]} tokens, got {offsets}"
-        )
+    check_offset_values("channel_stats", cu_seqlens, x.shape[0])
 
 
 def reference(

@@ -22,14 +22,16 @@ SEGMENT = 512
 def fisher_update_(F: Tensor, g: Tensor, scale: Tensor | None = None) -> None:
     """Add the sum over rows of `(scale * g) ** 2` to F, in place.
 
-    F: `[n]`, float32 or float64, any stride; must not require a gradient. g: `[S, n]`, float32, bfloat16, float16 or
-        float64 (torch backend only). Any strides; a last dimension that is not contiguous is copied.
+    F: `[n]`, float32 or float64, any stride but 0; must not require a gradient.
+    g: `[S, n]`, float32, bfloat16, float16 or float64 (torch backend only). Any strides; a last dimension that is not
+        contiguous is copied.
     scale: `[S]`, float32 (float64 for a float64 g), one factor a row; 1 if left out.
 
     The sum over the rows of one call is accumulated in float64, whatever the dtypes, and then added to F. The C++ and
     Triton backends are deterministic: rows are added in an order that depends on S alone. Not differentiable.
 
-    Raises: InputError for shapes or dtypes that do not fit, an F that requires a gradient, or tensors on two devices.
+    Raises: InputError for shapes or dtypes that do not fit, an F that requires a gradient or is expanded, or tensors on
+    two devices.
 
     >>> F = torch.tensor([1.0, 0.0])
     >>> fisher_update_(F, torch.tensor([[1.0, 2.0], [3.0, -4.0]]), torch.tensor([1.0, 0.5]))
@@ -45,6 +47,8 @@ def check(F: Tensor, g: Tensor, scale: Tensor | None) -> None:
     if F.dim() != 1 or F.shape[0] != g.shape[1] or F.dtype not in (torch.float32, torch.float64):
         raise InputError(f"fisher_update_: F must be float32 or float64 [{g.shape[1]}] for a g of {list(g.shape)}, got "
                          f"{F.dtype} {list(F.shape)}")  # fmt: skip
+    if F.shape[0] > 1 and F.stride(0) == 0:
+        raise InputError("fisher_update_: F must not be expanded, its elements share memory; clone it first")
     if F.requires_grad:
         raise InputError("fisher_update_: F must not require a gradient; the update is not differentiable")
     if scale is not None:

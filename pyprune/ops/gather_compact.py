@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
-from pyprune.ops._dispatch import Candidate, Op, Support
+from pyprune.ops._dispatch import Candidate, Op, Support, detached
 
 SCHEMA = (
     "(Tensor[] tensors, Tensor?[] rows, Tensor?[] columns, Tensor?[] row_scales, Tensor?[] column_scales, "
@@ -60,11 +60,11 @@ def gather_compact(
         return []
     none = [None] * len(tensors)
     return torch.ops.pyprune.gather_compact.default(
-        [t.detach() for t in tensors],
+        detached(*tensors),
         rows,
         none if columns is None else columns,
-        none if row_scales is None else row_scales,
-        none if column_scales is None else column_scales,
+        none if row_scales is None else detached(*row_scales),
+        none if column_scales is None else detached(*column_scales),
         multiple,
     )
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyprune.core.errors import InputError
-from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
+from pyprune.ops._offsets import check_offset_values
 from pyprune.ops.act_bwd_maskgrad import act_bwd_maskgrad
 from pyprune.ops.act_bwd_maskgrad import fake as fake_unfused
 from pyprune.ops.act_bwd_maskgrad import flops as flops_unfused
@@ -17,7 +18,6 @@ from pyprune.ops.act_fwd_stats import (
     ACTS,
     KERNEL_DTYPES,
     check_activation,
-    check_offsets,
     rows_contiguous,
     sample_count,
 )
@@ -62,7 +62,7 @@ def gemm_dact_maskgrad(
     >>> dpre.tolist(), after.tolist(), before.tolist()
     ([[[0.0, -5.0], [20.0, -10.0]]], [[60.0, -50.0]], [[60.0, -50.0]])
     """
-    return torch.ops.pyprune.gemm_dact_maskgrad.default(dy, w2, pre, up, act, cu_seqlens)
+    return torch.ops.pyprune.gemm_dact_maskgrad.default(*detached(dy, w2, pre, up, act, cu_seqlens))
 
 
 def check_shapes(dy, w2, pre, up, act, cu_seqlens) -> None:
@@ -85,7 +85,7 @@ def check_shapes(dy, w2, pre, up, act, cu_seqlens) -> None:
 
 def check(dy, w2, pre, up, act, cu_seqlens) -> None:
     check_shapes(dy, w2, pre, up, act, cu_seqlens)
-    check_offsets("gemm_dact_maskgrad", pre, cu_seqlens)
+    check_offset_values("gemm_dact_maskgrad", cu_seqlens, pre.shape[0])
 
 
 def reference(dy, w2, pre, up, act, cu_seqlens):

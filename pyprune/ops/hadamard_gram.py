@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
-from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
 
 SCHEMA = "(Tensor h, Tensor w, Tensor? target=None, int group=1) -> (Tensor ata, Tensor atb)"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -45,7 +45,7 @@ def hadamard_gram(h: Tensor, w: Tensor, target: Tensor | None = None, group: int
     >>> atb
     tensor([6., 4.])
     """
-    return torch.ops.pyprune.hadamard_gram.default(h, w, target, group)
+    return torch.ops.pyprune.hadamard_gram.default(*detached(h, w, target, group))
 
 
 def check(h: Tensor, w: Tensor, target: Tensor | None, group: int) -> None:

@@ -26,8 +26,8 @@ _ROUNDING = 1 + 1e-12
 def knapsack(values: Tensor, costs: Tensor, offsets: Tensor, budget: int) -> Tensor:
     """The option of every group that gives the highest total value at a total cost of at most `budget`.
 
-    values: float64 `[options]`, finite, of any sign. costs: int64 `[options]`, not negative; `quantise_costs` makes
-        them from real costs.
+    values: float64 `[options]`, of any sign, their sum finite.
+    costs: int64 `[options]`, not negative; `quantise_costs` makes them from real costs.
     offsets: int64 `[groups + 1]`: group i owns the options offsets[i] to offsets[i + 1], at least one and at most
         32,767.
     budget: 0 or more. Time is options * budget; memory is groups * budget bytes (twice that with groups of more than
@@ -116,6 +116,9 @@ def check_values(values: Tensor, costs: Tensor, offsets: Tensor, budget: int) ->
     check(values, costs, offsets, budget)
     if not bool(values.isfinite().all()):
         raise InputError("knapsack: values hold NaN or Inf; leave out options that are not to be taken")
+    # A total of -Inf would look like a choice that the budget does not hold.
+    if not bool(values.abs().sum().isfinite()):
+        raise InputError("knapsack: values are so large that their sum overflows; divide them by a common factor")
     if bool((costs < 0).any()):
         raise InputError(f"knapsack: costs must not be negative, got {int(costs.min())}")
     sizes = offsets.diff()

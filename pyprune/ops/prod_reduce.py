@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
 from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._offsets import check_offset_values, check_offsets
 
 SCHEMA = "(Tensor x, Tensor y, Tensor? cu_seqlens=None, int group=1, int mod_group=0) -> Tensor"
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -60,10 +62,7 @@ def check(x: Tensor, y: Tensor, cu_seqlens: Tensor | None, group: int, mod_group
         raise InputError(f"prod_reduce: x and y must share a floating dtype, got {x.dtype} and {y.dtype}")
     if x.device != y.device or (cu_seqlens is not None and cu_seqlens.device != x.device):
         raise InputError("prod_reduce: x, y and cu_seqlens must be on one device")
-    if cu_seqlens is not None and (cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64)):
-        raise InputError(
-            f"prod_reduce: cu_seqlens must be int32 or int64 [B + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
-        )
+    check_offsets("prod_reduce", cu_seqlens)
     if group < 1 or mod_group < 0 or (group > 1 and mod_group > 0):
         raise InputError(f"prod_reduce: group >= 1 or mod_group >= 0, not both, got {group} and {mod_group}")
     if x.shape[-1] % (mod_group or group) != 0:
@@ -71,14 +70,8 @@ def check(x: Tensor, y: Tensor, cu_seqlens: Tensor | None, group: int, mod_group
 
 
 def check_values(x: Tensor, y: Tensor, cu_seqlens: Tensor | None, group: int, mod_group: int) -> None:
-    """`check` and, on CPU, the offsets: kernels trust them. On CUDA reading them would wait for the device."""
     check(x, y, cu_seqlens, group, mod_group)
-    if cu_seqlens is None or cu_seqlens.device.type != "cpu":
-        return
-    tokens = x.shape[0]
-    if int(cu_seqlens[0]) < 0 or int(cu_seqlens[-1]) > tokens or bool((cu_seqlens.diff() < 0).any()):
-        raise InputError(f"prod_reduce: cu_seqlens must not decrease and must stay within {tokens} tokens, got "
-                         f"{cu_seqlens.tolist()}")  # fmt: skip
+    check_offset_values("prod_reduce", cu_seqlens, x.shape[0])
 
 
 def outputs(columns: int, group: int, mod_group: int) -> int:
@@ -168,7 +161,8 @@ def backward(ctx, grad: Tensor):
         token = torch.arange(some.shape[-2], device=some.device, dtype=cu_seqlens.dtype)
         sample = torch.searchsorted(cu_seqlens, token, right=True) - 1
         inside = ((sample >= 0) & (sample < grad.shape[-2]))[:, None]
-        per_token = per_column[..., sample.clamp(0, grad.shape[-2] - 1), :]
+        # A row behind the last is there also if there is no sample.
+        per_token = F.pad(per_column, (0, 0, 0, 1))[..., torch.where(inside[:, 0], sample, grad.shape[-2]), :]
 
     def times(other: Tensor | None, dims: int) -> Tensor | None:
         if other is None:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.ops import _native
-from pyprune.ops._dispatch import Candidate, Op
+from pyprune.ops._dispatch import Candidate, Op, detached
 
 SCHEMA = "(Tensor g, int keep) -> Tensor"
+# Squared and summed over units and samples they must stay finite. Only float64 holds larger numbers.
+LARGEST = 1e140
 
 
 def rearrange(g: Tensor, keep: int) -> Tensor:
@@ -29,12 +31,13 @@ def rearrange(g: Tensor, keep: int) -> Tensor:
 
     Returns the kept units, int64 `[keep]`, sorted, on g's device. Not differentiable.
 
-    Raises: InputError for a g that is not `[S, n]` or a `keep` out of range; NumericsError for NaN or Inf.
+    Raises: InputError for a g that is not `[S, n]` or a `keep` out of range; NumericsError for NaN, Inf or numbers
+    above 1e140.
 
     >>> rearrange(torch.tensor([[1.0, 2.0, -2.0, 3.0]]), keep=2)  # pruning 2 and -2 costs nothing
     tensor([0, 3])
     """
-    return torch.ops.pyprune.rearrange.default(g, keep)
+    return torch.ops.pyprune.rearrange.default(*detached(g, keep))
 
 
 def check(g: Tensor, keep: int) -> None:
@@ -48,6 +51,8 @@ def check_values(g: Tensor, keep: int) -> None:
     check(g, keep)
     if not bool(g.isfinite().all()):
         raise NumericsError("rearrange: g holds NaN or Inf; look for them in the gradients of this layer")
+    if g.dtype == torch.float64 and g.numel() and float(g.abs().max()) > LARGEST:
+        raise NumericsError(f"rearrange: g holds numbers above {LARGEST}, whose squares overflow; scale it down")
 
 
 def reference(g: Tensor, keep: int) -> Tensor:

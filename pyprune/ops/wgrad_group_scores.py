@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
-from pyprune.ops._dispatch import Candidate, Op, Support, triton_missing
+from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
+from pyprune.ops._offsets import check_offset_values, check_offsets
 
 SCHEMA = '(Tensor dy, Tensor x, Tensor w, Tensor? cu_seqlens=None, str mode="abs") -> (Tensor rows, Tensor columns)'
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,7 +52,7 @@ def wgrad_group_scores(
     >>> wgrad_group_scores(dy, x, torch.tensor([[2.0], [1.0]]), mode="sq")
     (tensor([40., 36.]), tensor([76.]))
     """
-    return torch.ops.pyprune.wgrad_group_scores.default(dy, x, w, cu_seqlens, mode)
+    return torch.ops.pyprune.wgrad_group_scores.default(*detached(dy, x, w, cu_seqlens, mode))
 
 
 def check(dy: Tensor, x: Tensor, w: Tensor, cu_seqlens: Tensor | None, mode: str) -> None:
@@ -69,24 +70,14 @@ def check(dy: Tensor, x: Tensor, w: Tensor, cu_seqlens: Tensor | None, mode: str
         raise InputError(f"wgrad_group_scores: dy, x and w must share a floating dtype, got {dtypes}")
     if len({t.device for t in (dy, x, w, cu_seqlens) if t is not None}) > 1:
         raise InputError("wgrad_group_scores: dy, x, w and cu_seqlens must be on one device")
-    if cu_seqlens is not None and (
-        cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0 or cu_seqlens.dtype not in (torch.int32, torch.int64)
-    ):
-        raise InputError("wgrad_group_scores: cu_seqlens must be int32 or int64 [B + 1], got "
-                         f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}")  # fmt: skip
+    check_offsets("wgrad_group_scores", cu_seqlens)
     if mode not in MODES:
         raise InputError(f"wgrad_group_scores: mode must be one of {', '.join(MODES)}, got {mode!r}")
 
 
 def check_values(dy: Tensor, x: Tensor, w: Tensor, cu_seqlens: Tensor | None, mode: str) -> None:
-    """`check` and, on CPU, the offsets: kernels trust them. On CUDA reading them would wait for the device."""
     check(dy, x, w, cu_seqlens, mode)
-    if cu_seqlens is None or cu_seqlens.device.type != "cpu":
-        return
-    tokens = x.shape[0]
-    if int(cu_seqlens[0]) < 0 or int(cu_seqlens[-1]) > tokens or bool((cu_seqlens.diff() < 0).any()):
-        raise InputError(f"wgrad_group_scores: cu_seqlens must not decrease and must stay within {tokens} tokens, got "
-                         f"{cu_seqlens.tolist()}")  # fmt: skip
+    check_offset_values("wgrad_group_scores", cu_seqlens, x.shape[0])
 
 
 def reference(dy: Tensor, x: Tensor, w: Tensor, cu_seqlens: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:

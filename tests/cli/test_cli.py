@@ -91,6 +91,7 @@ def test_dry_run_explains_and_writes_nothing(run, dense, text):
     assert code == 0
     assert "layers.0.heads" in out
     assert list(Path.cwd().iterdir()) == []
+    assert run("prune", dense, "--data", text, "--flops", "0.5", "--dry-run", "--quiet", *SAMPLES)[:2] == (0, "")
 
 
 def test_verify_a_dense_model(run, dense):
@@ -209,6 +210,12 @@ def test_a_full_output_directory_is_left_alone(run, dense, text):
     assert [p.name for p in Path.cwd().iterdir()] == ["small"]
 
 
+def test_a_folder_that_only_looks_like_stage_results_is_left_alone(run, dense, text):
+    Path("small.partial").mkdir()
+    Path("small.partial/precious.txt").write_text("keep me")
+    refuse(run, "prune", dense, "--data", text, "--out", "small", *SAMPLES, says="precious.txt")
+
+
 def test_an_explicit_backend_that_is_missing(run, dense, text, monkeypatch):
     monkeypatch.setenv("PYPRUNE_BACKEND", "cuda")
     code, _, err = run("prune", dense, "--data", text, "--out", "small", "--quiet", *SAMPLES)
@@ -275,3 +282,6 @@ def test_models_that_do_not_agree_are_a_failure(run, dense, text, monkeypatch):
     code, out, _ = run("prune", dense, "--data", text, "--out", "small", *SAMPLES)
     assert code == 1
     assert "DIFFERENT" in out
+    code, out, err = run("prune", dense, "--data", text, "--out", "small", "--overwrite", "--quiet", *SAMPLES)
+    assert (code, out) == (1, "")
+    assert "pyprune: masked = sliced" in err

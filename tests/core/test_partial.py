@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyprune.core.batches import Samples
-from pyprune.core.errors import MismatchError
+from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.partial import Partial, data_fingerprint, fingerprint
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
@@ -71,6 +71,20 @@ def test_nothing_is_written_before_the_first_result(tmp_path):
 def test_a_finished_run_leaves_nothing(tmp_path):
     started(tmp_path / "out").remove()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_others_put_there_is_never_deleted(tmp_path, resume):
+    partial = started(tmp_path / "out")
+    precious = partial.folder / "precious.txt"
+    precious.write_text("keep me")
+    with pytest.raises(InputError, match="'precious.txt' in it is none"):
+        Partial(tmp_path / "out", SETTINGS, resume)
+    partial.remove()
+    assert [p.name for p in partial.folder.iterdir()] == ["precious.txt"]
+    (tmp_path / "file.partial").touch()
+    with pytest.raises(InputError, match="is no folder"):
+        Partial(tmp_path / "file", SETTINGS, resume)
 
 
 def test_fingerprint_of_a_model_sees_every_weight():

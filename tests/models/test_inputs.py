@@ -58,3 +58,31 @@ def test_a_forward_without_known_inputs_is_refused():
 
     with pytest.raises(InputError, match="Strange: give example inputs, its forward takes waves, tides"):
         example_inputs(Strange(SimpleNamespace()))
+
+
+def test_a_text_for_an_encoder_decoder_ends_in_its_only_end_token():
+    inputs = example_inputs(model(is_encoder_decoder=True, eos_token_id=5), batch=3, length=12)
+    assert (inputs["input_ids"] == 5).nonzero().tolist() == [[0, 11], [1, 9], [2, 7]]
+    left = example_inputs(model(is_encoder_decoder=True, eos_token_id=5), batch=3, length=12, padding="left")
+    assert (left["input_ids"] == 5).nonzero().tolist() == [[0, 11], [1, 11], [2, 11]]
+
+
+def test_sound_and_patches_have_the_shapes_that_the_config_wants():
+    class Hearing(Model):
+        def forward(self, input_features):
+            pass
+
+    config = SimpleNamespace(max_source_positions=7, num_mel_bins=3)
+    assert example_inputs(Hearing(config))["input_features"].shape == (2, 3, 14)
+
+    class Reading(Model):
+        def forward(self, flattened_patches, attention_mask, decoder_input_ids):
+            pass
+
+    inputs = example_inputs(Reading(SimpleNamespace(patch_embed_hidden_size=3, seq_len=40, vocab_size=9)), length=8)
+    patches, mask = inputs["flattened_patches"], inputs["attention_mask"]
+    assert patches.shape == (2, 8, 5)
+    assert patches[0, :, :2].tolist() == [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [2, 3], [2, 4]]
+    assert mask.sum(1).tolist() == [8, 6]
+    assert torch.equal(patches.sum(-1) != 0, mask.bool())
+    assert inputs["decoder_input_ids"].shape == (2, 8)

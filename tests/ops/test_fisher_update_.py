@@ -72,6 +72,7 @@ def test_gradients_stay_out():
         ({"F": torch.zeros(2)}, "F must be float32 or float64 \\[3\\]"),
         ({"F": torch.zeros(3, dtype=torch.bfloat16)}, "F must be float32"),
         ({"F": torch.zeros(3, requires_grad=True)}, "must not require a gradient"),
+        ({"F": torch.zeros(1).expand(3)}, "must not be expanded"),
         ({"scale": torch.ones(3)}, "scale must be torch.float32 \\[2\\]"),
         ({"scale": torch.ones(2, dtype=torch.float64)}, "scale must be torch.float32"),
         ({"scale": torch.ones(2, device="meta")}, "on one device"),

@@ -108,6 +108,7 @@ def test_multiples_of_one_unit_lose_nothing(unit):
         ({"costs": torch.ones(2, dtype=torch.int64)}, "do not belong together"),
         ({"costs": torch.tensor([0, -1, 0])}, "negative, got -1"),
         ({"values": torch.tensor([0, torch.nan, 0], dtype=torch.float64)}, "NaN or Inf"),
+        ({"values": torch.tensor([-1.7e308, 0, -1.7e308], dtype=torch.float64)}, "sum overflows"),
         ({"offsets": torch.tensor([0, 2])}, "rise from 0 to 3"),
         ({"offsets": torch.tensor([0, 3, 3])}, "an option in every group"),
         ({"offsets": torch.tensor([1, 3])}, "rise from 0 to 3"),

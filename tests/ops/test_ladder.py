@@ -5,7 +5,7 @@ import torch
 
 import pyprune.ops as ops
 from pyprune.testing import ladder, numerics
-from pyprune.testing.cases import batches, cases, complete, leaves
+from pyprune.testing.cases import batches, cases, complete, leaves, tensors
 
 OPS = tuple(ops.OPS.values())
 PAIRS = [
@@ -87,6 +87,16 @@ def test_gradients(op, candidate):
 def test_gradcheck(op):
     for args in differentiable(op):
         assert torch.autograd.gradcheck(op.overload, ladder.widened(args))
+
+
+@each([(op, candidate) for op, candidate in PAIRS if op not in DIFFERENTIABLE and not ladder.mutated(op)])
+def test_no_result_of_an_op_without_gradient_looks_as_if_it_had_one(op, candidate):
+    """Whatever the inputs: a backward through it fails, and does not leave parts of the graph out."""
+    for args in op.samples():
+        given = tensors(complete(op, args), lambda t: t.clone().requires_grad_(t.is_floating_point()))
+        if candidate.supports(*given)[0]:
+            with ops.backend(f"{op.name}={candidate.backend}"):
+                assert not any(out.requires_grad for out in leaves(getattr(ops, op.name)(*given)))
 
 
 @every_op()

@@ -226,6 +226,18 @@ def test_inference_mode(backend):
 
 
 @BACKENDS
+@pytest.mark.parametrize("where", [[0], [77], [2, 77], list(range(90))])
+def test_the_largest_logit_is_nan_if_one_is(backend, where):
+    x, weight = torch.ones(2, 4), torch.ones(90, 4)
+    weight[5] = 2
+    weight[where] = torch.nan
+    with ops.backend(backend):
+        loss, _, picked = ops.linear_cross_entropy(x, weight, target="max_logit")
+    assert loss.isnan().all()
+    assert picked.tolist() == [where[0]] * 2
+
+
+@BACKENDS
 def test_rows_of_nan_stay_in_their_rows(backend):
     for target in ("labels", "sampled", "kl", "probe"):
         x, *rest = arguments("cpu", 4, 70, 8, target)

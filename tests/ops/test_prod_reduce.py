@@ -82,6 +82,16 @@ def test_a_probe_has_the_bits_of_no_probes(backend, dtype, probes, group, mod_gr
         numerics.exact(together, torch.stack([ops.prod_reduce(x, probe, None, group, mod_group) for probe in y]))
 
 
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_group_has_the_same_bits_wherever_its_columns_are_cut(backend):
+    """The kernel takes 3,632 columns at a time for nine probes, all 4,000 for one."""
+    x, y = torch.ones(1, 1, 4000), torch.zeros(9, 1, 1, 4000)
+    y[..., 3600], y[..., 3601], y[..., 3632] = 1e30, 1.0, -1e30
+    with ops.backend(backend):
+        together = ops.prod_reduce(x, y, None, 400)
+        numerics.exact(together, torch.stack([ops.prod_reduce(x, probe, None, 400) for probe in y]))
+
+
 @BACKENDS
 @DTYPES
 @pytest.mark.parametrize(
@@ -226,6 +236,16 @@ def test_gradient_of_pads_is_zero():
     ops.prod_reduce(x, y, torch.tensor([0, 2, 3])).sum().backward()
     numerics.exact(x.grad[3], torch.zeros(2))
     numerics.exact(x.grad[:3], y[:3])
+
+
+@BACKENDS
+def test_no_sample_has_no_gradient(backend):
+    x, y = (t.requires_grad_() for t in pair(4, 6))
+    with ops.backend(backend):
+        out = ops.prod_reduce(x, y, torch.tensor([2]))
+    assert out.shape == (0, 6)
+    for gradient in torch.autograd.grad(out.sum(), (x, y)):
+        numerics.exact(gradient, torch.zeros(4, 6))
 
 
 @BACKENDS

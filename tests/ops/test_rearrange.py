@@ -136,6 +136,7 @@ def test_compiles_as_one_graph():
         (torch.ones(2, 3), 4, InputError, "keep must be 0 to 3, got 4"),
         (torch.ones(2, 3), -1, InputError, "keep must be"),
         (torch.full((2, 3), torch.nan), 1, NumericsError, "NaN or Inf"),
+        (torch.full((2, 3), -1e200, dtype=torch.float64), 1, NumericsError, "squares overflow"),
     ],
 )
 def test_bad_arguments(g, keep, error, message):

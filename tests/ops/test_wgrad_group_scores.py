@@ -148,6 +148,21 @@ def test_narrow_types_are_widened_and_not_rounded():
             numerics.exact(a, b)
 
 
+@BACKENDS
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("spoilt", [0, 1])
+def test_what_is_infinite_spoils_its_own_sums_alone(backend, mode, spoilt):
+    """The panels of a kernel are filled with zeros, and 0 * Inf is NaN."""
+    given = [t.abs() for t in make(2, 3, 5, 6)]
+    given[spoilt][0, 1, 4] = torch.inf
+    with ops.backend(backend):
+        found = ops.wgrad_group_scores(*given, mode=mode)
+    expected = ops.OPS["wgrad_group_scores"].candidates[-1].run(*given, None, mode)
+    for f, e in zip(found, expected, strict=True):
+        numerics.exact(f.isnan(), e.isnan())
+        numerics.exact(f.isinf(), e.isinf())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -55,7 +55,7 @@ class DeformableAttention:
         )
         return Block(place.path, f"{place.path}.{output}", (), None, group)
 
-    def narrowed(self, place: Place) -> None:
+    def cut(self, place: Place, kept: torch.Tensor) -> None:
         """The module finds its heads by its attributes: nothing to do."""
 
     def emptied(self, place: Place) -> None:
@@ -77,11 +77,12 @@ class EmptyDeformableAttention(nn.Module):
 class QueryAttention(Attention):
     """Self-attention of the decoder, whose own forward gives the heads' output the width of the hidden state."""
 
-    def narrowed(self, place: Place) -> None:
-        """Let the module run with any number of heads."""
+    def cut(self, place: Place, kept: torch.Tensor) -> None:
+        """Let the module run with any number of heads, none included."""
         place.layer.get_submodule(self.module).__class__ = NarrowAttention
 
-    emptied = narrowed
+    def emptied(self, place: Place) -> None:
+        """`cut` has done what is needed."""
 
 
 class NarrowAttention(nn.Module):

@@ -1,0 +1,59 @@
+"""BART and Whisper: an encoder and a decoder with one layout, the decoder also alone."""
+
+from typing import Any
+
+from pyprune.models.attention import Attention
+from pyprune.models.family import Family, Stack
+from pyprune.models.feed_forward import FeedForward
+
+
+def source_tokens(config: Any, _: tuple[int, ...]) -> float | None:
+    """A decoder alone is not given a source, unless its config says that another model will."""
+    return None if config.is_encoder_decoder or getattr(config, "add_cross_attention", False) else 0
+
+
+def _attention(module: str, cross: bool = False) -> Attention:
+    # One config speaks for both stacks and for cross-attention too, so the widths are recorded under the groups' names.
+    return Attention(
+        module=module,
+        query=f"{module}.q_proj",
+        key=f"{module}.k_proj",
+        value=f"{module}.v_proj",
+        output=f"{module}.out_proj",
+        counts=("num_heads",),
+        cross=cross,
+        exit=None,
+    )
+
+
+def _feed_forward(*norm: str) -> FeedForward:
+    return FeedForward(inner=("fc1",), output="fc2", entry=(*norm, "fc1", "activation_fn"), exit=None)
+
+
+def _audio_tokens(config: Any, _: tuple[int, ...]) -> float:
+    return config.max_source_positions
+
+
+def _source_audio_tokens(config: Any, indices: tuple[int, ...]) -> float:
+    return config.max_source_positions if source_tokens(config, indices) is None else 0
+
+
+_SELF, _CROSS = _attention("self_attn"), _attention("encoder_attn", cross=True)
+_POST_NORM, _PRE_NORM = _feed_forward(), _feed_forward("final_layer_norm")
+
+FAMILIES = (
+    Family(
+        model_types=("bart",),
+        stacks=(
+            Stack("encoder.layers", (_SELF, _POST_NORM), name="encoder"),
+            Stack("decoder.layers", (_SELF, _CROSS, _POST_NORM), name="decoder", source_tokens=source_tokens),
+        ),
+    ),
+    Family(
+        model_types=("whisper",),
+        stacks=(
+            Stack("encoder.layers", (_SELF, _PRE_NORM), name="encoder", tokens=_audio_tokens),
+            Stack("decoder.layers", (_SELF, _CROSS, _PRE_NORM), name="decoder", source_tokens=_source_audio_tokens),
+        ),
+    ),
+)
