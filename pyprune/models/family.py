@@ -40,7 +40,7 @@ class Stack:
     `layers` is the path of their list below the base model; a `*` in it stands for every index of a list of lists.
     `parts` are the blocks of a layer, in the order in which the data passes them. `name` tells the stacks of a model
     apart. `tokens`, `keys` and `source_tokens` give the figures of `Place` from the config and the indices of a layer,
-    where they do not follow from the length of the text.
+    where they do not follow from the length of the text. `pairs` says that a layer returns the hidden state and None.
     """
 
     layers: str
@@ -49,15 +49,16 @@ class Stack:
     tokens: Callable[[Any, tuple[int, ...]], float] | None = None
     keys: Callable[[Any, tuple[int, ...]], float] | None = None
     source_tokens: Callable[[Any, tuple[int, ...]], float] | None = None
+    pairs: bool = False
 
     def find(self, model: nn.Module, prefix: str) -> Iterator[Place]:
         """The layers of `model`, a transformers model at the path `prefix`; none when it lacks the stack."""
         base = getattr(model, "base_model_prefix", "")
         below = f"{base}.{self.layers}" if base and hasattr(model, base) else self.layers
         for index, (indices, path, layer) in enumerate(_expand(model, below)):
-            name = ".".join(["layers", *map(str, indices)])
+            name = ".".join([*([self.name] if self.name else []), "layers", *map(str, indices)])
             figures = [f and f(model.config, indices) for f in (self.tokens, self.keys, self.source_tokens)]
-            yield Place(layer, prefix + path, prefix + (f"{self.name}." if self.name else "") + name, index, *figures)
+            yield Place(layer, prefix + path, prefix + name, index, *figures, pair=self.pairs)
 
 
 @dataclass(frozen=True)

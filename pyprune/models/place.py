@@ -15,7 +15,7 @@ class Place:
     """One layer of one stack: the module, its dotted path from the model's root, and what its groups are called.
 
     `index` counts the layers of the stack. `tokens` and `keys` are as in `core.anatomy.UnitCost`; `source_tokens` are
-    the keys of cross-attention.
+    the keys of cross-attention. `pair` says that the layer returns the hidden state and None.
     """
 
     layer: nn.Module
@@ -25,6 +25,7 @@ class Place:
     tokens: float | None = None
     keys: float | None = None
     source_tokens: float | None = None
+    pair: bool = False
 
     def below(self, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """Paths from the root of modules that are named from the layer on; None stays None."""

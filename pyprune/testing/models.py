@@ -35,11 +35,14 @@ def tiny_model(
     variant: str,
     head: str = "AutoModel",
     dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
+    attention: str | None = None,
     seed: int = 0,
     **overrides: Any,
 ) -> nn.Module:
-    """A random model in eval mode; biases and norms are random too, so that a wrongly cut one changes the output."""
+    """A random model in eval mode; biases and norms are random too, so that a wrongly cut one changes the output.
+
+    Without `attention` the model takes SDPA where it can.
+    """
     import transformers
 
     torch.manual_seed(seed)

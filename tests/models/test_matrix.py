@@ -105,6 +105,8 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     inputs, expected = torch.load(folder / "expected.pt")
     model_class = getattr(transformers, json.loads((folder / "class.json").read_text()))
     model, info = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    for parameter in model.parameters():  # where a file left them aligned otherwise, products are rounded otherwise
+        parameter.data = parameter.data.clone()
     cached = {"use_cache": False} if "use_cache" in vars(model.config) else {}
     with torch.no_grad():
         outputs = [t for t in model.eval()(**inputs, **cached).values() if isinstance(t, torch.Tensor)]
@@ -130,14 +132,14 @@ def test_costs_are_what_is_counted(variant):
     adapter = adapter_for(dense)
     anatomy = adapter.anatomy(dense)
     plan = made("random", anatomy)
-    batch, length = 2, 12
-    inputs = example_inputs(dense, batch, length)
+    length = 12
+    inputs = example_inputs(dense, 1, length)
     if "decoder_input_ids" in inputs:  # a sequence of `length` tokens is one for both sides
-        inputs["decoder_input_ids"] = torch.zeros(batch, length, dtype=torch.int64)
+        inputs["decoder_input_ids"] = torch.zeros(1, length, dtype=torch.int64)
     sliced = slice_(copy.deepcopy(dense), adapter, plan)
     assert weights(dense) - weights(sliced) == anatomy.params() - anatomy.params(plan.counts)
     saved = anatomy.flops(length) - anatomy.flops(length, plan.counts)
-    assert flops(dense, inputs) - flops(sliced, inputs) == batch * saved
+    assert flops(dense, inputs) - flops(sliced, inputs) == saved
 
 
 def weights(model):
@@ -146,6 +148,7 @@ def weights(model):
 
 
 def flops(model, inputs):
+    # The counter follows modules by gradient hooks, which parameters that are a module's input do not take.
     with FlopCounterMode(display=False) as counter:
-        run(model, inputs)
+        run(model.requires_grad_(False), inputs)
     return counter.get_total_flops()
