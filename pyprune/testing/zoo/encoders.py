@@ -5,7 +5,7 @@ from pyprune.testing.zoo.tiny import TOKENS, Tiny
 _BERT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24, **TOKENS}
 _DECODER = {"is_decoder": True, "add_cross_attention": True}
 _RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
-_BUCKETS = {"position_buckets": 5, "norm_rel_ebd": "layer_norm", "legacy": False}
+_BUCKETS = {"position_buckets": 5, "norm_rel_ebd": "layer_norm"}
 _CONVOLUTION = {"relative_attention": True, "pos_att_type": ["p2c"], "conv_kernel_size": 3, "type_vocab_size": 2}
 _MODERN = {**_BERT, "cls_token_id": 0, "sep_token_id": 2, "local_attention": 6}
 _BIASED = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_pooling": "mean"}
