@@ -24,6 +24,9 @@ MODELS = {
     "roberta": Tiny("roberta", _BERT, _HEADS),
     "roberta-cross": Tiny("roberta", {**_BERT, **_DECODER}, ("AutoModel", "AutoModelForCausalLM")),
     "xlm-roberta": Tiny("xlm-roberta", _BERT, _HEADS),
+    "camembert": Tiny("camembert", _BERT),
+    "data2vec-text": Tiny("data2vec-text", _BERT),
+    "ernie": Tiny("ernie", {**_BERT, "use_task_id": True}),
     "electra": Tiny("electra", {**_BERT, "embedding_size": 16}, (*_HEADS, "AutoModelForPreTraining")),
     "deberta-v2": Tiny("deberta-v2", _BERT, _HEADS),
     "deberta-v2-relative": Tiny("deberta-v2", {**_BERT, **_RELATIVE, **_BUCKETS}, _HEADS),
@@ -31,6 +34,9 @@ MODELS = {
     "deberta-v2-convolution": Tiny("deberta-v2", {**_BERT, **_CONVOLUTION}),
     "modernbert": Tiny("modernbert", _MODERN, _HEADS),
     "modernbert-biased": Tiny("modernbert", {**_MODERN, **_BIASED}, _HEADS),
+    "modernbert-decoder": Tiny(
+        "modernbert-decoder", _MODERN, ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
+    ),
     "encoder-decoder": Tiny(
         "encoder-decoder",
         {
