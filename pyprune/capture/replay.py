@@ -49,12 +49,15 @@ def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tenso
     """The hidden state `[B, T, d]` that enters the first block, and every layer's call.
 
     The model's own forward runs with its layers replaced by identities that record how they were called: embeddings,
-    masks and positions come out exactly as the family makes them, at next to no cost. InputError for a model that
-    cannot be run block by block.
+    masks and positions come out exactly as the family makes them, at next to no cost. InputError when a block cannot be
+    run alone.
     """
     for block in anatomy.blocks:
         if block.exit is None:
-            raise InputError(f"{type(model).__name__} cannot be run block by block: {block.units.name} has no exit")
+            raise InputError(
+                f"running block by block: not possible for {block.units.name}, whose output is not just added to the "
+                'hidden states before the next block reads them; use tuning="bias" or "none"'
+            )
     calls: dict[str, Call] = {}
     entered: list[torch.Tensor] = []
 

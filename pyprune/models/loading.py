@@ -44,7 +44,7 @@ def resolve(name: str | Path) -> tuple[str, str]:
 
 
 def load(name: str | Path, dtype: str | torch.dtype | None = None, device: str = "cpu") -> tuple[nn.Module, Any]:
-    """The model in eval mode with SDPA attention, and its tokenizer (None when the checkpoint has none).
+    """The model in eval mode, with SDPA attention where it can, and its tokenizer (None when the checkpoint has none).
 
     The class is the one that the config names, else the bare model; `dtype` None keeps the checkpoint's. InputError for
     a model type that pyprune does not support, missing or damaged files, or a dtype or device that is not there;
@@ -159,7 +159,6 @@ def _load_model(directory: Path, dtype: str | torch.dtype) -> nn.Module:
         model, info = model_class.from_pretrained(
             directory,
             dtype=dtype,
-            attn_implementation="sdpa",
             local_files_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
