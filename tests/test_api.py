@@ -19,6 +19,8 @@ FAMILIES = [
     ("bert", "AutoModel"),
     ("roberta", "AutoModelForSequenceClassification"),
     ("distilbert", "AutoModelForTokenClassification"),
+    ("deberta-v2-relative", "AutoModel"),
+    ("modernbert", "AutoModelForMaskedLM"),
     ("llama", "AutoModelForCausalLM"),
     ("mistral", "AutoModel"),
     ("qwen2", "AutoModelForCausalLM"),

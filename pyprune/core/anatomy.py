@@ -72,6 +72,8 @@ class UnitCost:
       tokens);
     - `key_params`: those of them that pass the tokens of the keys instead, where these are others than the queries
       (cross-attention, spatially reduced keys);
+    - `table_params`: those of them that no token passes, but the entries of a table (relative positions);
+    - `per_token`: MACs of one token with such a table; `per_pass`: MACs of projecting it, once whatever the tokens;
     - `attention`: MACs per (query, key) pair: 2 x head_dim x query heads of the unit for QK^T and PV. Causal attention
       is counted in full, like the published MAC models do;
     - `tokens`: tokens of a sample that pass the block; None: the length of the sequence and `extra_tokens`;
@@ -82,6 +84,9 @@ class UnitCost:
     params: int
     attention: int = 0
     key_params: int = 0
+    table_params: int = 0
+    per_token: int = 0
+    per_pass: int = 0
     tokens: float | None = None
     keys: float | None = None
     share: float = 1.0
@@ -91,8 +96,8 @@ class UnitCost:
         """FLOPs per sequence of `length` tokens (a mean length may be fractional)."""
         tokens = length + self.extra_tokens if self.tokens is None else self.tokens
         keys = self.keys if self.keys is not None else (length if self.key_params else tokens)
-        weights = self.share * tokens * (self.params - self.key_params) + keys * self.key_params
-        return 2.0 * (weights + tokens * keys * self.attention)
+        weights = self.share * tokens * (self.params - self.key_params - self.table_params) + keys * self.key_params
+        return 2.0 * (weights + tokens * (keys * self.attention + self.per_token) + self.per_pass)
 
 
 @dataclass(frozen=True)
@@ -140,11 +145,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Blocks of a model in the order in which the data passes them."""
+    """Blocks of a model in the order in which the data passes them.
+
+    `layers` are the paths of the layers; those in `pairs` return the hidden state and None, the others it alone.
+    """
 
     model_type: str
     layers: tuple[str, ...]
     blocks: tuple[Block, ...]
+    pairs: frozenset[str] = frozenset()
 
     @property
     def groups(self) -> tuple[UnitGroup, ...]:

@@ -64,7 +64,7 @@ class TransformersAdapter:
         `model` is the bare model or any of its task models. InputError when its config asks for something that cannot
         be pruned exactly, or when its modules are not those of the family.
         """
-        layers: dict[str, None] = {}
+        layers: dict[str, bool] = {}
         blocks: list[Block] = []
         stack = ""
         for member in members(model):
@@ -72,14 +72,15 @@ class TransformersAdapter:
                 if blocks and place.stack != stack:  # what lies between two stacks belongs to neither
                     blocks[-1] = replace(blocks[-1], exit=None)
                 stack = place.stack
-                layers[place.path] = None
+                layers[place.path] = place.pair
                 blocks.append(part.block(place))
         if not blocks:
             raise InputError(
                 f"{type(model).__name__} holds no layers of a known family: "
                 "give the transformers model itself, not a wrapper of it"
             )
-        return Anatomy(model.config.model_type, tuple(layers), tuple(blocks))
+        pairs = frozenset(path for path, pair in layers.items() if pair)
+        return Anatomy(model.config.model_type, tuple(layers), tuple(blocks), pairs)
 
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:
         """Bring derived attributes, emptied blocks and the config in line after the weights were cut."""

@@ -50,6 +50,7 @@ class Stack:
     `parts` are the blocks of a layer, in the order in which the data passes them. `name` tells the stacks of a model
     apart. `tokens`, `keys`, `source_tokens`, `query_tokens` and `extra_tokens` give the figures of `Place` from the
     config and the indices of a layer, where they do not follow from the length of the text; None where they do.
+    `pairs` says that a layer returns the hidden state and None.
     """
 
     layers: str
@@ -60,16 +61,17 @@ class Stack:
     source_tokens: Figure | None = None
     query_tokens: Figure | None = None
     extra_tokens: Figure | None = None
+    pairs: bool = False
 
     def find(self, model: nn.Module, prefix: str) -> Iterator[Place]:
         """The layers of `model`, a transformers model at the path `prefix`; none when it lacks the stack."""
         base = getattr(model, "base_model_prefix", "")
         below = f"{base}.{self.layers}" if base and hasattr(model, base) else self.layers
         for index, (indices, path, layer) in enumerate(_expand(model, below)):
-            name = ".".join(["layers", *map(str, indices)])
+            name = ".".join([*([self.name] if self.name else []), "layers", *map(str, indices)])
             asked = (self.tokens, self.keys, self.source_tokens, self.query_tokens, self.extra_tokens)
             figures = [figure and figure(model.config, indices) for figure in asked]
-            yield Place(layer, prefix + path, prefix + (f"{self.name}." if self.name else "") + name, index, *figures)
+            yield Place(layer, prefix + path, prefix + name, index, *figures, pair=self.pairs)
 
 
 @dataclass(frozen=True)

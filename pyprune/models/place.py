@@ -17,7 +17,8 @@ class Place:
 
     `index` counts the layers of the stack. `tokens`, `keys` and `extra_tokens` are as in `core.anatomy.UnitCost`;
     `source_tokens` are the keys of cross-attention, 0 where the model runs without a source, and `query_tokens` the
-    tokens of an attention that pads them to whole windows.
+    tokens of an attention that pads them to whole windows. `pair` says that the layer returns the hidden state and
+    None.
     """
 
     layer: nn.Module
@@ -29,6 +30,7 @@ class Place:
     source_tokens: float | None = None
     query_tokens: float | None = None
     extra_tokens: float | None = None
+    pair: bool = False
 
     @property
     def stack(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ def tiny_config(variant: str, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
     tiny = ZOO[variant]
-    return AutoConfig.for_model(tiny.model_type, **{**tiny.config, **overrides})
+    values = copy.deepcopy({**tiny.config, **overrides})  # composite configs take the configs inside them apart
+    return AutoConfig.for_model(tiny.model_type, **values)
 
 
 def tiny_model(

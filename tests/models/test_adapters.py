@@ -135,7 +135,9 @@ def test_a_sliced_model_is_copied_pickled_and_trained(variant):
             assert weight.numel() == 0 or weight.grad.abs().sum() > 0, cut.module
 
 
-@pytest.mark.parametrize("variant", ["bert", "distilbert", "llama", "qwen2-window"])
+@pytest.mark.parametrize(
+    "variant", ["bert", "distilbert", "llama", "qwen2-window", "modernbert", "deberta-v2-relative"]
+)
 def test_hidden_states_and_attentions_of_every_layer_are_still_recorded(variant, tmp_path):
     model = tiny_model(variant, attention="eager")
     adapter = adapter_for(model)

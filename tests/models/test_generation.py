@@ -12,7 +12,7 @@ from pyprune.slicing.slice import slice_
 from pyprune.testing.models import VARIANTS, heads, random_plan, tiny_model
 from pyprune.testing.numerics import ratio
 
-DECODERS = [v for v in VARIANTS if "AutoModelForCausalLM" in heads(v)]
+DECODERS = [*(v for v in VARIANTS if "AutoModelForCausalLM" in heads(v)), "modernbert-decoder"]
 EMPTY = torch.empty(0, dtype=torch.int64)
 
 

@@ -41,7 +41,7 @@ _FEED_FORWARD = FeedForward(
 
 FAMILIES = (
     Family(
-        model_types=("bert", "roberta", "xlm-roberta", "electra"),
+        model_types=("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra", "ernie"),
         stacks=(Stack(layers="encoder.layer", parts=(_SELF, _CROSS, _FEED_FORWARD)),),
     ),
 )
