@@ -13,7 +13,7 @@ from torch import nn
 from pyprune.capture.collect import frozen
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
-from pyprune.core.errors import MismatchError
+from pyprune.core.errors import InputError, MismatchError
 
 
 class _Reached(Exception):
@@ -49,8 +49,16 @@ def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tenso
     """The hidden state `[B, T, d]` that enters the first block, and every layer's call.
 
     The model's own forward runs with its layers replaced by identities that record how they were called: embeddings,
-    masks and positions come out exactly as the family makes them, at next to no cost.
+    masks and positions come out exactly as the family makes them, at next to no cost. InputError when a block cannot be
+    run alone.
     """
+    anatomy.need_projections("running block by block")
+    for block in anatomy.blocks:
+        if block.exit is None:
+            raise InputError(
+                f"running block by block: not possible for {block.units.name}, whose output is not just added to the "
+                'hidden states before the next block reads them; use tuning="bias" or "none"'
+            )
     calls: dict[str, Call] = {}
     entered: list[torch.Tensor] = []
 

@@ -63,7 +63,7 @@ class TransformersAdapter:
         for group in anatomy.groups:
             for attribute in group.attributes:
                 module = model.get_submodule(attribute.module)
-                remember_(module, attribute.name, attribute.per_unit * len(kept[group.name]))
+                remember_(module, attribute.name, attribute.value(len(kept[group.name])))
         before = {group.name: group for group in anatomy.groups}
         sizes = {name: len(units) for name, units in kept.items()}
         for member in members(model):
@@ -73,6 +73,8 @@ class TransformersAdapter:
                 groups.append(before[group.name])
                 if group.size == 0:
                     part.emptied(place)
+                else:
+                    part.settle(place)
             for config in (member.model.config, *twins(model.config, member.model.config, member.prefix)):
                 write_widths(config, member.family, member.prefix, groups, sizes)
 

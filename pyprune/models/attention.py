@@ -98,6 +98,9 @@ class Attention:
         projection = self.output.removeprefix(f"{self.module}.") if inside else None
         self.empty_(place.layer.get_submodule(self.module), projection)
 
+    def settle(self, place: Place) -> None:
+        """Nothing: weights and attributes say it all."""
+
     def _queries_per_unit(self, module: nn.Module) -> int:
         return getattr(module, self.queries_per_unit) if self.queries_per_unit else 1
 

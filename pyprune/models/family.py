@@ -32,6 +32,10 @@ class Part(Protocol):
         """Let the layer at `place` run when this part has lost all its units."""
         ...
 
+    def settle(self, place: Place) -> None:
+        """Whatever else the layer at `place` needs after a cut that left it units of this part."""
+        ...
+
 
 @dataclass(frozen=True)
 class Stack:

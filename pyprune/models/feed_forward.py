@@ -53,3 +53,6 @@ class FeedForward:
     def emptied(self, place: Place) -> None:
         """Linear layers of width 0 leave the output projection's bias."""
         empty_projection_(place.layer.get_submodule(self.output))
+
+    def settle(self, place: Place) -> None:
+        """Nothing: weights and attributes say it all."""
