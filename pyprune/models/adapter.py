@@ -73,7 +73,7 @@ class TransformersAdapter:
                 groups.append(before[group.name])
                 if group.size == 0:
                     part.emptied(place)
-                else:
+                elif group.size < before[group.name].size:
                     part.settle(place)
             for config in (member.model.config, *twins(model.config, member.model.config, member.prefix)):
                 write_widths(config, member.family, member.prefix, groups, sizes)

@@ -56,12 +56,12 @@ def test_masks_of_experts_and_neurons_are_factors_unless_they_are_zero():
     model = tiny_model("mixtral", dtype=torch.float64)
     anatomy = adapter_for(model).anatomy(model)
     dense = run(model)
-    with masked(model, anatomy, {EXPERTS: torch.full((4,), 2.0), NEURONS: torch.full((24,), 0.5)}):
+    with masked(model, anatomy, {EXPERTS: torch.full((4,), 2.0), NEURONS: torch.full((28,), 0.5)}):
         assert max_difference(run(model), dense) < 1e-12
     with masked(model, anatomy, {EXPERTS: torch.tensor([1.0, 0.0, 1e-9, 0.0])}):
         nearly = run(model)
     assert max_difference(nearly, dense) > 1e-3
-    mask = torch.ones(24, dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(28, dtype=torch.float64, requires_grad=True)
     with masked(model, anatomy, {NEURONS: mask}):
         model(**example_inputs(model), use_cache=False).last_hidden_state.sum().backward()
     assert (mask.grad != 0).all()
