@@ -1,6 +1,7 @@
 """Routed experts: fewer of them, and fewer neurons in each."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -96,6 +97,17 @@ def test_the_default_kernel_runs_whatever_the_width(width, tmp_path):
     kernels = [layer.mlp.experts.config._experts_implementation for layer in reloaded.layers]
     assert kernels == ["grouped_mm", "eager" if width % 8 else "grouped_mm", "grouped_mm"]
     assert max_difference(run(reloaded), expected) < 1e-4
+
+
+@pytest.mark.parametrize("neurons", [[], [2, 5, 6]])
+def test_pruned_experts_are_pruned_again_copied_pickled_and_reloaded(neurons, tmp_path):
+    small = sliced(sliced(tiny_model("qwen3_moe"), experts=[1, 2, 4]), experts=[0, 2], neurons=neurons)
+    kinds, expected = [type(m) for m in small.modules()], run(small)
+    small.save_pretrained(tmp_path)
+    reloaded = AutoModel.from_pretrained(tmp_path, experts_implementation="eager")
+    for twin in (copy.deepcopy(small), pickle.loads(pickle.dumps(small)), reloaded):
+        assert [type(m) for m in twin.modules()] == kinds
+        assert max_difference(run(twin), expected) == 0
 
 
 def test_the_last_expert_stays():
