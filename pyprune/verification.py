@@ -65,13 +65,13 @@ def random_plan(anatomy: Anatomy, keep: float, seed: int) -> Plan:
     kept = {}
     for g in anatomy.groups:
         count = round(g.size * min(1.0, keep * float(0.75 + 0.5 * torch.rand((), generator=generator))))
-        kept[g.name] = torch.randperm(g.size, generator=generator)[:count]
+        kept[g.name] = torch.randperm(g.size, generator=generator)[: max(count, g.least)]
     if keep < 1:
         for axis in ("neurons", "attention"):
-            blocks = [g for g in anatomy.groups if (g.axis == "neurons") == (axis == "neurons")]
-            kept[blocks[int(torch.randint(len(blocks), (), generator=generator))].name] = torch.empty(
-                0, dtype=torch.int64
-            )
+            blocks = [g for g in anatomy.groups if (g.axis == "neurons") == (axis == "neurons") and not g.least]
+            if blocks:
+                emptied = blocks[int(torch.randint(len(blocks), (), generator=generator))]
+                kept[emptied.name] = torch.empty(0, dtype=torch.int64)
     return Plan(kept, {g.name: g.size for g in anatomy.groups}, 1.0, {"random": seed, "keep": keep})
 
 
@@ -101,11 +101,17 @@ def _masked_is_sliced(
     dtype = torch.float64 if sum(p.numel() for p in model.parameters()) <= _DOUBLE_PARAMETERS else own
     twin, sliced = copy.deepcopy(model).to(dtype), copy.deepcopy(pruned).to(dtype)
     for block, small in zip(anatomy.blocks, adapter.anatomy(sliced).blocks, strict=True):
+        if block.site != "projection":
+            continue  # routed experts are not tuned
         wide, narrow = twin.get_submodule(block.projection), sliced.get_submodule(small.projection)
         channels = plan.mask(block.units.name).repeat_interleave(block.units.width).to(wide.weight.device)
         matrix(wide)[:, channels] = matrix(narrow)
         if wide.bias is not None:
             wide.bias.copy_(narrow.bias)
+    for double in (twin, sliced):
+        if dtype == torch.float64 and double.config._experts_implementation not in (None, "eager"):
+            double.set_experts_implementation("eager")  # products of all experts at once know no float64
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     with frozen(twin), frozen(sliced):
         with masked(twin, anatomy, plan):
             expected = twin(**inputs)
@@ -121,11 +127,15 @@ def _allowed(dtype: torch.dtype, largest: float) -> float:
 
 @torch.no_grad()
 def _sliced_is_reloaded(pruned: nn.Module, inputs: dict[str, torch.Tensor]) -> Check:
+    inputs = {k: v.to(pruned.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    # Other kernels would sum in another order.
+    kernels = {
+        "attn_implementation": pruned.config._attn_implementation,
+        "experts_implementation": pruned.config._experts_implementation,
+    }
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(pruned, None, Path(folder))
-        # Another attention kernel would sum in another order.
-        attention = pruned.config._attn_implementation
-        reloaded = type(pruned).from_pretrained(folder, dtype=pruned.dtype, attn_implementation=attention)
+        reloaded = type(pruned).from_pretrained(folder, dtype=pruned.dtype, **kernels)
         reloaded.to(next(pruned.parameters()).device)
     with frozen(pruned), frozen(reloaded):
         return Check("sliced = reloaded", max_difference(pruned(**inputs), reloaded(**inputs)), 0.0)

@@ -22,6 +22,7 @@ def collect_channels(model: nn.Module, anatomy: Anatomy, batches: Iterable[Batch
 
     Raises NumericsError naming the group where an activation is NaN or Inf.
     """
+    anatomy.need_projections("channel statistics")
     totals = {g.name: ChannelTotals.zeros(g.size * g.width) for g in anatomy.groups}
     device = next(model.parameters()).device
     current: Batch | None = None

@@ -135,6 +135,7 @@ def collect(
     `lengths` `[S]` are the samples' real tokens in the data's own order; a batch's `index` points into it. Draws share
     the forward pass. Raises NumericsError naming the group when a gradient is NaN or Inf.
     """
+    anatomy.need_projections("mask gradients")
     blocks = [block for block in anatomy.blocks if block.units.size]
     gradients = {g.name: torch.zeros(len(lengths) * draws, g.size) for g in anatomy.groups}
     sink: dict[str, torch.Tensor] = {}

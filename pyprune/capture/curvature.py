@@ -69,6 +69,7 @@ def collect_curvature(
     model: nn.Module, anatomy: Anatomy, batches: Iterable[Batch], cotangent: Cotangent, draws: int
 ) -> dict[str, Curvature]:
     """Kronecker factors of every block that has units; one pass over `batches`, `draws` backward passes each."""
+    anatomy.need_projections("curvature")
     blocks = [block for block in anatomy.blocks if block.units.size]
     projections = [(block.units.name, block.projection) for block in blocks]
     grams, metrics = {}, {}

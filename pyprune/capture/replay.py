@@ -52,6 +52,7 @@ def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tenso
     masks and positions come out exactly as the family makes them, at next to no cost. InputError when a block cannot be
     run alone.
     """
+    anatomy.need_projections("running block by block")
     for block in anatomy.blocks:
         if block.exit is None:
             raise InputError(

@@ -35,6 +35,7 @@ def collect_weight_scores(
     value of their difference w g - w^2 g^2 / 2. `abs` and `mix` depend on how samples are batched, as published: within
     a batch gradients cancel. Raises NumericsError naming the group where a score is NaN or Inf.
     """
+    anatomy.need_projections("weight gradients")
     scores = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in anatomy.groups}
     # A layer may be cut by several groups or on both sides: it is scored once.
     cuts: dict[str, list[tuple[str, Cut]]] = defaultdict(list)

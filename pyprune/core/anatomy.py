@@ -15,7 +15,10 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
+from pyprune.core.errors import InputError
+
 Axis = Literal["heads", "kv_groups", "neurons", "experts"]
+Site = Literal["projection", "router", "tensor"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,19 @@ class Cut:
 class Attribute:
     """A number that a module remembers and that follows its group: `module.name = per_unit * units`.
 
-    A `name` that starts with `config.` is one that the module reads from the config of the whole model.
+    A `name` that starts with `config.` is one that the module reads from the config of the whole model. `most` bounds
+    the number; None: it grows with the group.
     """
 
     module: str
     name: str
     per_unit: int = 1
+    most: int | None = None
+
+    def value(self, units: int) -> int:
+        """The number for a group of `units`."""
+        number = self.per_unit * units
+        return number if self.most is None else min(number, self.most)
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,8 @@ class UnitCost:
 
     - `params`: weights of the unit, each used once for every token (times `share`, for experts that see a share of the
       tokens);
+    - `experts`: the group of experts that the unit has a part of each of; where experts go, so do their parts. A token
+      passes `chosen` of them, or all where fewer are left. Only `Anatomy` counts this: for `flops` here, none is gone;
     - `key_params`: those of them that pass the tokens of the keys instead, where these are others than the queries
       (cross-attention, spatially reduced keys);
     - `table_params`: those of them that no token passes, but the entries of a table (relative positions);
@@ -91,6 +103,8 @@ class UnitCost:
     keys: float | None = None
     share: float = 1.0
     extra_tokens: float = 0.0
+    experts: str = ""
+    chosen: int = 0
 
     def flops(self, length: float) -> float:
         """FLOPs per sequence of `length` tokens (a mean length may be fractional)."""
@@ -107,7 +121,7 @@ class UnitGroup:
     `width` is the number of channels of one unit at the block's projection input, where the mask acts. `attributes`
     follow the group's size. `config_key` is the attribute of the model's config that holds the size layer by layer;
     where the family has none it is empty, and the size is recorded under the group's name. `layer` counts within its
-    stack.
+    stack. `least` units have to stay.
     """
 
     name: str
@@ -119,6 +133,7 @@ class UnitGroup:
     cost: UnitCost
     attributes: tuple[Attribute, ...] = ()
     config_key: str = ""
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,6 +149,13 @@ class Block:
 
     Where a family does anything else between two blocks, `exit` is None: it cannot be run block by block.
     All names are dotted paths from the model's root.
+
+    `site` says where a mask acts, if not at the input of the projection. Routed experts have no such layer:
+
+    - `router`: `projection` is the module that chooses among the units. A unit whose mask is 0 is not chosen, as if the
+      router had no row for it; the output of any other is multiplied by its mask.
+    - `tensor`: `projection` is a tensor that holds the projections of all experts, whose entries of a unit are
+      multiplied by its mask.
     """
 
     layer_path: str
@@ -141,6 +163,7 @@ class Block:
     entry: tuple[str, ...]
     exit: tuple[str, ...] | None
     units: UnitGroup
+    site: Site = "projection"
 
 
 @dataclass(frozen=True)
@@ -168,11 +191,33 @@ class Anatomy:
 
     def flops(self, length: float, kept: Mapping[str, int] | None = None) -> float:
         """FLOPs of the prunable blocks for one sequence of `length` tokens, with `kept[name]` units (default: all)."""
-        return sum(g.cost.flops(length) * (g.size if kept is None else kept[g.name]) for g in self.groups)
+        kept = self._sizes if kept is None else kept
+        return sum(g.cost.flops(length) * kept[g.name] * self._experts_left(g.cost, kept)[0] for g in self.groups)
 
     def params(self, kept: Mapping[str, int] | None = None) -> int:
         """Weights of the prunable blocks with `kept[name]` units a group (default: all); biases not counted."""
-        return sum(g.cost.params * (g.size if kept is None else kept[g.name]) for g in self.groups)
+        kept = self._sizes if kept is None else kept
+        return round(sum(g.cost.params * kept[g.name] * self._experts_left(g.cost, kept)[1] for g in self.groups))
+
+    def need_projections(self, purpose: str) -> None:
+        """InputError when there is a block without an output projection of its own, which `purpose` needs."""
+        for block in self.blocks:
+            if block.site != "projection":
+                raise InputError(
+                    f"{purpose}: not possible for {block.units.name}, since routed experts have no output projections "
+                    'of their own; use criterion="magnitude" and tuning="none"'
+                )
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {group.name: group.size for group in self.groups}
+
+    def _experts_left(self, cost: UnitCost, kept: Mapping[str, int]) -> tuple[float, float]:
+        """Shares of the experts of a unit that are still passed by a token, and that are still there."""
+        if not cost.experts:
+            return 1.0, 1.0
+        size, left = self._sizes[cost.experts], kept[cost.experts]
+        return min(cost.chosen, left) / min(cost.chosen, size), left / size
 
 
 class Adapter(Protocol):

@@ -62,6 +62,9 @@ class Plan:
                 f"the plan was made for another model: {odd[0]} has {sizes.get(odd[0], 'no')} units here, "
                 f"{self.sizes.get(odd[0], 'none')} in the plan"
             )
+        for group in anatomy.groups:
+            if len(self.kept[group.name]) < group.least:
+                raise InputError(f"plan: {group.name} must keep at least {group.least} of {group.size} units")
 
     def cost(self, anatomy: Anatomy, resource: str) -> float:
         """Kept FLOPs (per sequence of `self.length` tokens) or parameters of the prunable blocks."""

@@ -87,7 +87,7 @@ class TransformersAdapter:
         for group in anatomy.groups:
             for attribute in group.attributes:
                 module = model.get_submodule(attribute.module)
-                remember_(module, attribute.name, attribute.per_unit * len(kept[group.name]))
+                remember_(module, attribute.name, attribute.value(len(kept[group.name])))
         before = {group.name: group for group in anatomy.groups}
         sizes = {name: len(units) for name, units in kept.items()}
         for member in members(model):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from pyprune.core.anatomy import Attribute, Block, Cut, UnitCost, UnitGroup
 from pyprune.core.layers import matrix
 from pyprune.models.emptied import empty_attention_, empty_projection_
+from pyprune.models.family import Part
 from pyprune.models.place import Place
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Part):
     """One attention of a layer. All paths start at the layer; `module` computes the attention.
 
     Queries, keys and values come from three projections, or from one `fused` whose outputs are all queries, all keys,
@@ -94,9 +94,6 @@ class Attention:
             config_key=self.config_key,
         )
         return Block(place.path, f"{place.path}.{self.output}", (), place.below(self.exit), group)
-
-    def cut(self, place: Place, kept: torch.Tensor) -> None:
-        """Families whose heads differ in more than their weights override this."""
 
     def emptied(self, place: Place) -> None:
         """Let the module run without heads: its output is the bias of the output projection."""

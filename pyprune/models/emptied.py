@@ -1,5 +1,5 @@
 """Attention that lost all its heads: no scores to compute, and still a place in the cache of a decoder's own keys; and
-projections of which only the bias is left."""
+projections and experts of which only the bias, or nothing, is left."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def empty_attention_(attention: nn.Module, projection: str | None) -> None:
     """
     if not isinstance(attention, EmptyAttention):
         attention.__class__ = _subclass(EmptyAttention, type(attention), projection)
+
+
+def empty_experts_(experts: nn.Module) -> None:
+    """Let the module of a layer's experts run without neurons, in place."""
+    if not isinstance(experts, EmptyExperts):
+        experts.__class__ = _subclass(EmptyExperts, type(experts), None)
 
 
 def empty_projection_(projection: nn.Module) -> None:
@@ -99,6 +105,17 @@ def _remember_length(past_key_values: Any, layer_idx: int, hidden_states: torch.
     zeros = hidden_states.new_zeros(hidden_states.shape[0], heads, hidden_states.shape[1], width)
     keys, _ = past_key_values.update(zeros, zeros, layer_idx)
     return keys.shape[2]
+
+
+class EmptyExperts(nn.Module):
+    """Mixin over a family's experts, whose kernels for all experts at once ask for neurons."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any) -> torch.Tensor:
+        """Zeros: experts have no biases."""
+        return torch.zeros_like(hidden_states)
+
+    def __reduce__(self) -> tuple:
+        return _rebuild, (EmptyExperts, type(self).__mro__[2], None), self.__dict__
 
 
 @cache

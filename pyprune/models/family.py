@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,32 +14,29 @@ from pyprune.core.anatomy import Block
 from pyprune.core.errors import InputError
 from pyprune.models.place import Place
 
-
 # From a config and the indices of a layer: how many tokens; None where that follows from the length of the text.
 Figure = Callable[[Any, tuple[int, ...]], float | None]
 
 
-class Part(Protocol):
+class Part:
     """The table of one part of a layer, such as `Attention` and `FeedForward`.
 
     `config_key` is the attribute of the config that counts the part's units layer by layer, or empty. `when` tells the
     layers that have the part; None: all.
     """
 
-    config_key: str
-    when: Callable[[nn.Module], bool] | None
+    config_key: str = ""
+    when: Callable[[nn.Module], bool] | None = None
 
     def block(self, place: Place) -> Block:
         """The part as a block of the layer at `place`."""
-        ...
+        raise NotImplementedError
 
     def cut(self, place: Place, kept: torch.Tensor) -> None:
         """Let the layer at `place` know that of this part's units only `kept` stay, where its tensors do not tell."""
-        ...
 
     def emptied(self, place: Place) -> None:
-        """Let the layer at `place` run when this part has lost all its units."""
-        ...
+        """Let the layer at `place` run when this part has lost all its units (after `cut`)."""
 
 
 @dataclass(frozen=True)

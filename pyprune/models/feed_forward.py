@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from pyprune.core.anatomy import Block, UnitCost, UnitGroup
 from pyprune.core.layers import matrix
 from pyprune.models.emptied import empty_projection_
+from pyprune.models.family import Part
 from pyprune.models.place import Place
 
 
 @dataclass(frozen=True)
-class FeedForward:
+class FeedForward(Part):
     """One feed-forward block of a layer. All paths start at the layer.
 
     `inner` are the layers whose outputs are the neurons (a layer need not have all of them); `fused` says that one of
@@ -51,9 +51,9 @@ class FeedForward:
         )
         return Block(place.path, f"{place.path}.{self.output}", place.below(self.entry), place.below(self.exit), group)
 
-    def cut(self, place: Place, kept: torch.Tensor) -> None:
-        """Linear layers need to know nothing else."""
-
     def emptied(self, place: Place) -> None:
         """Linear layers of width 0 leave the output projection's bias."""
         empty_projection_(place.layer.get_submodule(self.output))
+
+    def settle(self, place: Place) -> None:
+        """Nothing: weights and attributes say it all."""

@@ -1,4 +1,4 @@
-"""The model's config as one layer sees it, for layers that read the number of their heads from it at every call."""
+"""The model's config as one layer sees it, for layers that ask it at every call for what differs between layers."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ def remember_(module: nn.Module, name: str, value: int) -> None:
     if leaf == name:
         setattr(module, name, value)
     elif getattr(module.config, leaf) != value:
-        if not isinstance(module.config, LayerConfig):
-            module.config = LayerConfig(module.config)
-        setattr(module.config, leaf, value)
+        override_(module, leaf, value)
+
+
+def override_(module: nn.Module, name: str, value: Any) -> None:
+    """Let `module` read `value` as `name` of its config, whatever the model's config says."""
+    if not isinstance(module.config, LayerConfig):
+        module.config = LayerConfig(module.config)
+    setattr(module.config, name, value)
+
+
+def follow_(module: nn.Module, name: str) -> None:
+    """Let `module` read `name` from the model's config again."""
+    if isinstance(module.config, LayerConfig):
+        vars(module.config).pop(name, None)

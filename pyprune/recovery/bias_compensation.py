@@ -27,6 +27,7 @@ def compensate_bias(
 
     `anatomy`, `plan` and `channels` are those of the `dense` model. Projections keep their names when a model is cut.
     """
+    anatomy.need_projections("bias compensation")
     outcomes = []
     for block in anatomy.blocks:
         group = block.units

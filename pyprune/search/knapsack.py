@@ -76,14 +76,15 @@ def knapsack(
 def unit_prices(anatomy: Anatomy, resource: str, length: float, multiple: int = 1) -> dict[str, dict[int, float]]:
     """Prices of widths whose units cost the same: FLOPs per sequence of `length` tokens, or parameters.
 
-    Widths are 0, the multiples of `multiple`, and the group's size.
+    Widths are 0, the multiples of `multiple`, and the group's size, as far as the group may have them.
     """
     if multiple < 1:
         raise InputError(f"multiple={multiple} must be 1 or more")
     prices = {}
     for g in anatomy.groups:
         cost = unit_cost(g, resource, length)
-        prices[g.name] = {count: count * cost for count in [*range(0, g.size, multiple), g.size]}
+        counts = [*range(0, g.size, multiple), g.size]
+        prices[g.name] = {count: count * cost for count in counts if count >= min(g.least, g.size)}
     return prices
 
 
@@ -94,7 +95,7 @@ def _options(group: UnitGroup, scores: Scores, prices: Prices) -> _Options:
     if not table:
         raise InputError(f"prices: none for {group.name}; give {{kept units: cost}} for every group")
     for count, cost in table.items():
-        if not 0 <= count <= group.size:
+        if not min(group.least, group.size) <= count <= group.size:
             raise InputError(f"prices: {group.name} has {group.size} units and cannot keep {count}")
         if not 0 <= cost < math.inf:
             raise InputError(f"prices: {cost} for {count} units of {group.name} must be finite and not negative")

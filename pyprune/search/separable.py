@@ -75,7 +75,7 @@ def search(
 
 
 def _forced(group: UnitGroup, scores: Scores, floor: int | Mapping[str, int]) -> list[int]:
-    least = _least(floor, group.name)
+    least = _least(floor, group)
     values = scores.values.get(group.name)
     if values is None or values.numel() != group.size:
         raise InputError(f"scores: none for {group.name}, or not {group.size} of them; they belong to another model")
@@ -95,7 +95,7 @@ def check_feasible(budget: Budget, anatomy: Anatomy, length: float, floor: int |
     if not isinstance(floor, int) and (unknown := sorted(floor.keys() - {g.name for g in anatomy.groups})):
         raise InputError(f"floor: {unknown[0]!r} is no unit group of the model")
     limits = budget.absolute(anatomy, length)
-    forced = [(g, min(_least(floor, g.name), g.size)) for g in groups]
+    forced = [(g, min(_least(floor, g), g.size)) for g in groups]
     for limit in budget.limits:
         cost = {g.name: unit_cost(g, limit.resource, length) for g in groups}
         least = sum(cost[g.name] * count for g, count in forced) or min(cost.values())
@@ -112,11 +112,11 @@ def check_feasible(budget: Budget, anatomy: Anatomy, length: float, floor: int |
         raise BudgetError(f"budget of {' and '.join(map(str, budget.limits))}: no unit fits both limits; raise one")
 
 
-def _least(floor: int | Mapping[str, int], name: str) -> int:
-    least = floor if isinstance(floor, int) else floor.get(name, 0)
+def _least(floor: int | Mapping[str, int], group: UnitGroup) -> int:
+    least = floor if isinstance(floor, int) else floor.get(group.name, 0)
     if least < 0:
         raise InputError(f"floor={least} must not be negative")
-    return least
+    return max(least, group.least)
 
 
 def _cost_classes(

@@ -14,14 +14,14 @@ from torch import nn
 
 from pyprune.core.anatomy import Attribute, Block, UnitCost, UnitGroup
 from pyprune.models.attention import Attention
-from pyprune.models.family import Family, Stack
+from pyprune.models.family import Family, Part, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.images import pair
 from pyprune.models.place import Place
 
 
 @dataclass(frozen=True)
-class DeformableAttention:
+class DeformableAttention(Part):
     """Attention of the pixel decoder. One unit is a head: its values, where it looks, and how much that weighs.
 
     The sampling is no product of matrices and is not counted; it costs a few percent of the projections.
@@ -54,9 +54,6 @@ class DeformableAttention:
             attributes=(Attribute(path, "n_heads"), Attribute(path, "d_model", width)),
         )
         return Block(place.path, f"{place.path}.{output}", (), None, group)
-
-    def cut(self, place: Place, kept: torch.Tensor) -> None:
-        """The module finds its heads by its attributes: nothing to do."""
 
     def emptied(self, place: Place) -> None:
         """Let the module run without heads, by whose number it would divide."""

@@ -18,6 +18,9 @@ _GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 24, "n_positions": 
 _OPT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 24, **TOKENS}
 _OPT_HEADS = (*_HEADS[:3], "AutoModelForQuestionAnswering")
 _GEMMA3 = {**_GQA, "head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 12}
+# transformers 5.17 cannot save experts of a single neuron, which random plans of some widths leave.
+_MIXTRAL = {**_GQA, "intermediate_size": 28}
+_MOE = {**_GQA, "head_dim": 12, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
 _GEMMA3_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 
 MODELS = {
@@ -52,5 +55,11 @@ MODELS = {
     ),
     "phi3": Tiny("phi3", _GQA, _HEADS[:4]),
     "phi3-partial": Tiny("phi3", {**_MHA, "sliding_window": 5, "partial_rotary_factor": 0.5}, _HEADS[:2]),
+    "mixtral": Tiny("mixtral", {**_MIXTRAL, "num_local_experts": 4, "sliding_window": 5}, _HEADS),
+    "mixtral-one": Tiny(
+        "mixtral", {**_MHA, "num_key_value_heads": 4, "num_local_experts": 3, "num_experts_per_tok": 1}
+    ),
+    "qwen3_moe": Tiny("qwen3_moe", _MOE, _HEADS),
+    "qwen3_moe-mixed": Tiny("qwen3_moe", {**_MOE, "mlp_only_layers": [1], "norm_topk_prob": True}, _HEADS[:2]),
     "olmo2": Tiny("olmo2", _GQA, _HEADS[:3]),
 }

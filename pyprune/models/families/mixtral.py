@@ -1,0 +1,43 @@
+"""Mixtral: Mistral's layers with experts in place of the feed-forward layer."""
+
+from pyprune.models.attention import Attention
+from pyprune.models.experts import ExpertNeurons, Experts
+from pyprune.models.family import Family, Stack
+
+FAMILIES = (
+    Family(
+        model_types=("mixtral",),
+        stacks=(
+            Stack(
+                layers="layers",
+                parts=(
+                    Attention(
+                        module="self_attn",
+                        query="self_attn.q_proj",
+                        key="self_attn.k_proj",
+                        value="self_attn.v_proj",
+                        output="self_attn.o_proj",
+                        queries_per_unit="num_key_value_groups",
+                        config_key="num_key_value_heads",
+                    ),
+                    Experts(
+                        router="mlp.gate",
+                        module="mlp.experts",
+                        stacked=("gate_up_proj", "down_proj"),
+                        counts=(("mlp.gate", "num_experts"), ("mlp.experts", "num_experts")),
+                        limited=(("mlp.gate", "top_k"), ("mlp", "top_k")),
+                    ),
+                    ExpertNeurons(
+                        module="mlp.experts",
+                        router="mlp.gate",
+                        fused="gate_up_proj",
+                        output="down_proj",
+                        width="intermediate_dim",
+                        config_key="intermediate_size",
+                    ),
+                ),
+            ),
+        ),
+        refused=(("output_router_logits", True, "its balancing loss takes as many experts in every layer; unset it"),),
+    ),
+)
