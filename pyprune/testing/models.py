@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def tiny_config(variant: str, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
     tiny = ZOO[variant]
-    return AutoConfig.for_model(tiny.model_type, **{**tiny.config, **overrides})
+    return AutoConfig.for_model(tiny.model_type, **copy.deepcopy({**tiny.config, **overrides}))
 
 
 def tiny_model(
