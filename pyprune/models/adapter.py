@@ -104,7 +104,8 @@ class TransformersAdapter:
 
 
 def members(model: nn.Module) -> Iterator[Member]:
-    """Transformers models of known families in `model`, itself included, the inner ones first: they feed the outer.
+    """Transformers models in `model`, itself included, that hold layers of a known family; the inner ones come first,
+    since they feed the outer.
 
     Parts of one that share its type are not told apart from it.
     """
@@ -120,7 +121,9 @@ def members(model: nn.Module) -> Iterator[Member]:
         prefix = f"{path}." if path else ""
         if any(model_type == o.model.config.model_type and prefix.startswith(o.prefix) for o in found):
             continue
-        found.append(Member(prefix, module, FAMILIES[model_type], _source_tokens(model, prefix)))
+        member = Member(prefix, module, FAMILIES[model_type], _source_tokens(model, prefix))
+        if next(member.parts(), None) is not None:
+            found.append(member)
     yield from sorted(found, key=lambda member: member.prefix.count("."), reverse=True)
 
 

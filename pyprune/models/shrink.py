@@ -25,12 +25,12 @@ def shrink_(model: Any) -> bool:
     config asks for what cannot be cut from the dense model.
     """
     noted = records(model)
-    if not any(record.groups for record in noted):
+    if not noted:
         return False
     adapter = TransformersAdapter()
     anatomy = adapter.anatomy(model)
     wanted = {group.name: group.size for group in anatomy.groups}
-    for config, prefix, family, groups in ((r.configs[0], r.prefix, r.family, r.groups) for r in noted if r.groups):
+    for (config, *_), prefix, family, groups in noted:
         if is_pruned(config, family):
             wanted |= read_widths(config, family, prefix, groups)
     cut_(model, adapter, anatomy, {name: torch.arange(size, device="cpu") for name, size in wanted.items()})

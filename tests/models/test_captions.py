@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from pyprune.capture.masking import masked
 from pyprune.models.adapter import adapter_for
@@ -58,6 +60,8 @@ DYNAMIC = ({"use_cache": True},)
 @pytest.mark.parametrize("emptied", [(), (0,), (0, 1)], ids=len)
 def test_git(emptied):
     model = tiny_model("git", "GitForCausalLM")
+    if Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("GIT of this transformers version loses its position when it generates with a cache")
     check(model, example_inputs(model, padding="left"), [f"layers.{layer}.heads" for layer in emptied], DYNAMIC)
 
 

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import pickle
 
 import pytest
 import torch
 import transformers
 
 from pyprune.capture.masking import masked
+from pyprune.core.plan import Plan
 from pyprune.models.adapter import adapter_for
 from pyprune.models.inputs import example_inputs
 from pyprune.slicing.slice import slice_
@@ -97,3 +99,26 @@ def test_members_that_are_built_from_one_config_have_their_own_widths(tmp_path):
     twice = slice_(sliced, adapter, again)
     twice.save_pretrained(tmp_path)
     assert sizes(type(twice).from_pretrained(tmp_path)) == again.counts
+
+
+def test_a_head_count_of_blip_survives_copies_and_export():
+    model = tiny_model("blip-vision", "BlipVisionModel")
+    adapter = adapter_for(model)
+    plan = Plan.keep_all(adapter.anatomy(model))
+    plan.kept["layers.1.heads"] = torch.tensor([0, 2])
+    layer = slice_(model, adapter, plan).encoder.layers[1].self_attn
+    assert layer.num_heads == 2
+    assert 24 // layer.num_heads == layer.head_dim == 8
+    for count in (copy.deepcopy(layer.num_heads), pickle.loads(pickle.dumps(layer.num_heads))):
+        assert (int(count), 24 // count) == (int(layer.num_heads), 8)
+    states = torch.randn(2, 5, 24)
+    exported = torch.export.export(layer, (states,)).module()
+    assert torch.equal(exported(states)[0], layer(states)[0])
+
+
+def test_images_and_texts_of_one_sequence_are_counted_together():
+    model = tiny_model("vilt")
+    groups = adapter_for(model).anatomy(model).groups
+    tokens = 5 + 9 + 1
+    assert groups[1].cost.flops(5) == 2 * tokens * groups[1].cost.params
+    assert groups[0].cost.flops(5) == 2 * tokens * (groups[0].cost.params + tokens * groups[0].cost.attention)
