@@ -98,7 +98,9 @@ def _recipe(recipe: str | Recipe, **settings: Any) -> Recipe:
 def _scoring_settings(recipe: Recipe) -> dict[str, str]:
     """What scores depend on: the recipe and its settings, but those of the stages that come after."""
     later = ("tuning", "rearrange")
-    settings = {f.name: str(getattr(recipe, f.name)) for f in fields(recipe) if f.name not in later}
+    settings = {
+        f.name: str(getattr(recipe, f.name)).removeprefix("torch.") for f in fields(recipe) if f.name not in later
+    }
     return {"recipe": recipe.name, **settings}
 
 

@@ -79,15 +79,3 @@ def hush_transformers() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-
-
-def torch_dtype(name: str | None) -> Any:
-    """`float32`, `bfloat16` or `float16` as a torch dtype; InputError for other names."""
-    import torch
-
-    if name is None:
-        return None
-    dtype = getattr(torch, name, None)
-    if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise InputError(f"dtype={name!r}: choose float64, float32, bfloat16 or float16")
-    return dtype

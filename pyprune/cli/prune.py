@@ -59,7 +59,7 @@ def prune(
     budget = opt.budget(flops, params)
     if plan is None and budget is None:
         budget = {"flops": "60%"}
-    settings = opt.settings(criterion=criterion, tuning=tuning, score_dtype=opt.torch_dtype(score_dtype))
+    settings = opt.settings(criterion=criterion, tuning=tuning, score_dtype=score_dtype)
     # Made absolute, because `.` has no name; of a hub id the last part stays too.
     out = out or Path(f"{os.path.basename(os.path.abspath(model))}-pruned")
     silent = quiet or as_json

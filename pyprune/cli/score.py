@@ -40,7 +40,7 @@ def score(
         device=device,
         dtype=dtype,
         quiet=quiet or as_json,
-        **opt.settings(criterion=criterion, score_dtype=opt.torch_dtype(score_dtype)),
+        **opt.settings(criterion=criterion, score_dtype=score_dtype),
     )
     scores.save(out)
     if as_json:

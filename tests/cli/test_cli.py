@@ -173,6 +173,7 @@ def test_bad_options(run, dense, text):
     arguments = ["prune", dense, "--data", text, "--out", "small"]
     refuse(run, *arguments, "--device", "abacus", says="abacus")
     refuse(run, *arguments, "--dtype", "int7", says="int7")
+    refuse(run, *arguments, "--score-dtype", "int8", says="score_dtype='int8'")
     refuse(run, *arguments, "--recipe", "alchemy", says="kwon")
     refuse(run, *arguments, "--recipe", "kwon", "--criterion", "alchemy", says="fisher")
     refuse(run, *arguments, "--criterion", "fisher", says="no setting")

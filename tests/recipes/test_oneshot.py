@@ -13,7 +13,7 @@ from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.importance import CRITERIA
 from pyprune.models.adapter import adapter_for
-from pyprune.recipes import RECIPES, Flap, LLMPruner
+from pyprune.recipes import RECIPES, Flap, Kwon, LLMPruner, Surgeon
 from pyprune.slicing.slice import slice_
 from pyprune.testing import numerics
 from pyprune.testing.models import tiny_model
@@ -113,3 +113,20 @@ def test_unknown_settings(recipe):
         recipe(tuning="mask")
     with pytest.raises(InputError, match="unknown criterion 'wanda'"):
         recipe(criterion="wanda")
+
+
+@pytest.mark.parametrize("recipe", [Flap, Kwon, LLMPruner, Surgeon])
+def test_a_dtype_of_no_scoring_pass_is_refused(recipe):
+    recipe(score_dtype="bfloat16")
+    for wrong in ("int8", torch.int8, "cpu"):
+        with pytest.raises(InputError, match=r"score_dtype='.*': choose float64, float32, bfloat16, float16"):
+            recipe(score_dtype=wrong)
+
+
+@pytest.mark.parametrize("recipe", ["flap", "surgeon"])
+def test_the_scoring_pass_takes_a_dtype_or_its_name(recipe):
+    model = tiny_model("bert")
+    data = [{"input_ids": row["input_ids"]} for row in samples_of().inputs]
+    named, typed = (pyprune.score(model, data, recipe=recipe, score_dtype=d) for d in ("float64", torch.float64))
+    for name, values in named.values.items():
+        numerics.exact(values, typed.values[name])
