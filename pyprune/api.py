@@ -299,11 +299,14 @@ def prune(
 
     `model` is a directory, a hub id or a transformers model (which stays as it is). `plan`, a `Plan` or its file, takes
     the place of scoring and search. Stage results of a run with `out` wait in `<out>.partial/`, where `resume` finds
-    them. With `dry_run` the plan is made and nothing is built or written. `settings` go to the recipe.
+    them. With `dry_run` the plan is made and nothing is built or written. `settings` go to the recipe; with a `plan`
+    only those of its tuning are taken, and neither `length` nor `floor`.
     Raises InputError, BudgetError or NumericsError before anything is written.
     """
     if (budget is None) == (plan is None):
         raise InputError("give a budget or a plan, one of the two")
+    if plan is not None:
+        _check_with_plan(length=length, floor=floor or None, **settings)
     parsed = None if budget is None else Budget.parse(budget)
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     chosen = _recipe(recipe, **settings)
@@ -357,6 +360,15 @@ def prune(
     if partial:
         partial.remove()
     return result
+
+
+def _check_with_plan(**given: Any) -> None:
+    """Raise InputError for what a plan has settled: it would be left out of account."""
+    idle = [name for name, value in given.items() if value is not None and name not in ("tuning", "damping")]
+    if idle:
+        raise InputError(
+            f"{', '.join(idle)}: of no account with a plan, which says what stays; leave out one of the two"
+        )
 
 
 def _notices(calibration: Samples, held_out: Samples | None, length: int) -> list[str]:

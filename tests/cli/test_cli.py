@@ -186,6 +186,9 @@ def test_bad_plan_and_score_files(run, dense, text):
     prune = ["prune", dense, "--data", text, "--out", "small"]
     refuse(run, *prune, "--plan", "missing.json", says="no such file")
     refuse(run, *prune, "--plan", ".", says="is a directory")
+    for option, value in (("length", 9), ("floor", 1), ("criterion", "magnitude"), ("score-dtype", "bfloat16")):
+        given = ("--recipe", "kwon", "--plan", "missing.json", f"--{option}", value)
+        refuse(run, *prune, *given, says=f"{option.replace('-', '_')}: of no account with a plan")
     assert run("score", dense, "--data", text, "--out", "s.safetensors", "--quiet", *SAMPLES)[0] == 0
     plan = ["plan", dense, "--scores", "s.safetensors", "--flops", "0.6", "--out"]
     refuse(run, *plan, "nowhere/p.json", says="does not exist")
