@@ -66,6 +66,16 @@ def test_tables_name_everything(run, dense, text):
         assert words in out, words
 
 
+def test_blocks_without_a_bias_are_told_in_one_line(run, tmp_path):
+    llama = tiny_checkpoint(tmp_path / "models" / "llama", "llama", "AutoModelForCausalLM")
+    data = ("--data", llama.parent / "passages.txt", *SAMPLES)
+    code, out, _ = run("prune", llama, *data, "--out", "small", "--recipe", "flap", "--flops", "50%")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "no bias" in line]
+    assert line.startswith("not tuned: 6 of 6 blocks: ")
+    assert "refit" in line
+
+
 def test_score_plan_prune_in_steps_equals_one_run(run, dense, text):
     assert run("prune", dense, "--data", text, "--out", "once", "--flops", "0.6", "--quiet", *SAMPLES)[0] == 0
     assert run("score", dense, "--data", text, "--out", "s.safetensors", "--quiet", *SAMPLES)[0] == 0
