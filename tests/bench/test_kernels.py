@@ -47,6 +47,13 @@ def test_peers_do_the_same_job(op):
         assert any(torch.allclose(a, b.double(), rtol=1e-2, atol=1e-3) for a in same)
 
 
+@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+def test_any_gpu_is_measured_like_the_first(op):
+    """Cases are described without touching the device."""
+    first, second = ([(c.shape, c.dtype, sorted(c.peers)) for c in bench_ops.cases(op, d)] for d in ("cuda", "cuda:1"))
+    assert first == second
+
+
 def test_the_floor_decides_over_the_rate():
     memory = measured(moved=100, flops=10, pyprune=0.2, eager=0.4)
     assert memory.floor_s == 0.1
