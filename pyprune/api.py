@@ -346,6 +346,7 @@ def prune(
         if partial:
             partial.save_plan(given)
     notices = _notices(calibration, held_out, most_tokens(dense, tokenizer))
+    notices += scores.meta.get("notices", []) if scores else []
     result = Result(None, dense, tokenizer, given, scores, [], stages, calibration, held_out, notices)
     if dry_run:
         return result

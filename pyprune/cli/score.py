@@ -49,5 +49,6 @@ def score(
         )
     elif not quiet:
         print(f"{sum(v.numel() for v in scores.values.values()):,} units scored ({scores.meta}); written to {out}")
+        print(*(f"note: {notice}\n" for notice in scores.meta.get("notices", [])), sep="", end="")
         if scores.meta["truncated"]:
             print(f"note: {scores.meta['truncated']} samples were longer than the model takes and were cut")

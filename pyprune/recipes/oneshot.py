@@ -23,7 +23,7 @@ from pyprune.core.stages import Stages
 from pyprune.core.statistics import ChannelTotals, Statistics
 from pyprune.importance import CRITERIA
 from pyprune.importance.registry import Criterion, Evidence
-from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent
+from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent, is_causal
 from pyprune.recipes.precision import checked_dtype, in_dtype
 from pyprune.recovery.bias_compensation import compensate_bias
 from pyprune.recovery.blockwise import Outcome
@@ -81,8 +81,15 @@ class OneShot:
         batches = stages.progress(samples.batches(**batching(model)), "score")
         if criterion.needs == "channels":
             return Statistics({}, samples.lengths, channels=collect_channels(scored, anatomy, batches)), {}
-        cotangent, name, draws = choose_cotangent(model, self.cotangent, self.draws, seed, self.tokens)
-        found = {"cotangent": name, "draws": draws}
+        # A causal model's labels are the text itself.
+        labels = criterion.first_order and (samples.labels is not None or is_causal(model))
+        cotangent, name, draws = choose_cotangent(model, self.cotangent, self.draws, seed, self.tokens, labels)
+        found: dict[str, Any] = {"cotangent": name, "draws": draws}
+        if criterion.first_order and name in ("sampled", "embedding"):
+            found["notices"] = [
+                f"{self.criterion}: random cotangents ({name}) have no mean gradient, which leaves a first-order score "
+                "to chance: give labels, or take taylor_sq or fisher"
+            ]
         if criterion.needs == "weights":
             weights = collect_weight_scores(scored, anatomy, batches, cotangent, cast(Mode, criterion.mode), draws)
             return Statistics({}, samples.lengths, draws, weights=weights), found

@@ -130,3 +130,31 @@ def test_the_scoring_pass_takes_a_dtype_or_its_name(recipe):
     named, typed = (pyprune.score(model, data, recipe=recipe, score_dtype=d) for d in ("float64", torch.float64))
     for name, values in named.values.items():
         numerics.exact(values, typed.values[name])
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "taylor_abs", "taylor_mix"])
+def test_first_order_scores_are_of_labels_where_there_are_any(criterion):
+    """The mean gradient of labels that the model draws is 0: other seeds would choose other units."""
+    model = tiny_model("llama", "AutoModelForCausalLM")
+    anatomy, recipe = adapter_for(model).anatomy(model), LLMPruner(criterion=criterion)
+    first, other = (recipe.score(model, anatomy, samples_of(), seed, QUIET) for seed in (0, 1))
+    assert first.meta["cotangent"] == "labels"
+    assert "notices" not in first.meta
+    for name, values in first.values.items():
+        numerics.exact(values, other.values[name])
+
+
+def test_first_order_scores_without_labels_are_told_to_be_chance():
+    model, _, anatomy = prepared()
+    assert (
+        "taylor_abs: random cotangents (embedding)"
+        in LLMPruner().score(model, anatomy, samples_of(), 0, QUIET).meta["notices"][0]
+    )
+    squares = LLMPruner(criterion="taylor_sq").score(model, anatomy, samples_of(), 0, QUIET)
+    assert "notices" not in squares.meta
+    data = [{"input_ids": row["input_ids"]} for row in samples_of().inputs]
+    result = pyprune.prune(model, {"flops": 0.5}, data, recipe="llm_pruner", dry_run=True)
+    assert any("taylor_abs" in notice for notice in result.notices)
+    labelled = Samples(samples_of(4).inputs, [torch.tensor(i % 2) for i in range(4)])
+    classifier = tiny_model("bert", "AutoModelForSequenceClassification")
+    assert pyprune.score(classifier, labelled, recipe="llm_pruner").meta["cotangent"] == "labels"
