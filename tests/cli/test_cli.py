@@ -182,6 +182,7 @@ def tiny_copy(dense, name):
 def test_bad_options(run, dense, text):
     arguments = ["prune", dense, "--data", text, "--out", "small"]
     refuse(run, *arguments, "--device", "abacus", says="abacus")
+    refuse(run, *arguments, "--device", "meta", says="device='meta' cannot be used here")
     refuse(run, *arguments, "--dtype", "int7", says="int7")
     refuse(run, *arguments, "--score-dtype", "int8", says="score_dtype='int8'")
     refuse(run, *arguments, "--recipe", "alchemy", says="kwon")
