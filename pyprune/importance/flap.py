@@ -21,9 +21,5 @@ def flap(evidence: Evidence) -> dict[str, torch.Tensor]:
     for block in evidence.anatomy.blocks:
         group, totals = block.units, evidence.given().channels[block.units.name]
         weight = matrix(evidence.model.get_submodule(block.projection)).detach().double().cpu()
-        channels = totals.m2 / max(totals.count - 1, 1) * weight.square().sum(0)
-        values[group.name] = channels.view(group.size, group.width).mean(1)
-    return standardised(values, evidence.anatomy)
-        weight = evidence.model.get_submodule(block.projection).weight.detach().double().cpu()
         channels[group.name] = totals.m2 / max(totals.count - 1, 1) * weight.square().sum(0)
     return standardised(channels, evidence.anatomy)

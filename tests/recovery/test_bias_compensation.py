@@ -9,7 +9,6 @@ from pyprune.capture.channels import collect_channels
 from pyprune.core.batches import Samples
 from pyprune.core.plan import Plan
 from pyprune.models.adapter import adapter_for
-from pyprune.recovery.bias_compensation import compensate_bias
 from pyprune.recovery.bias_compensation import NO_BIAS, compensate_bias
 from pyprune.slicing.slice import slice_
 from pyprune.testing import numerics
