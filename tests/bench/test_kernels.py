@@ -5,7 +5,8 @@ import torch
 
 from pyprune.bench import ops as bench_ops
 from pyprune.bench.ceilings import Ceilings, ceilings
-from pyprune.bench.kernels import OWN, Measured, chosen_ops, measure, record, unknown_providers
+from pyprune.bench.kernels import OWN, Measured, chosen_ops, measure, measure_case, record, unknown_providers
+from pyprune.bench.ops import Case
 from pyprune.bench.results import Results, table_path
 from pyprune.bench.timing import Timing
 from pyprune.core.errors import InputError
@@ -93,3 +94,24 @@ def test_rows(tmp_path):
 def test_ceilings_are_measured_once():
     assert ceilings("cpu", "fp32", tiny=True) is ceilings("cpu", "fp32", tiny=True)
     assert ceilings("cpu", "fp32", tiny=True).seconds(0, 0) == 0
+
+
+def test_every_case_is_compiled(monkeypatch):
+    """`torch.compile` gives a function up after eight shapes, and then runs it as it is."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
+
+    def eager(x, *_):
+        return x.sum(1), x, x
+
+    op = OPS["channel_stats"]
+    for n in range(10):
+        case = Case(f"{n}", "fp32", lambda n=n: (torch.ones(1, 2, 3 + n), None, None), {"eager": eager})
+        measure_case(op, case, providers=["compile"], repeats=1)
+    assert len(compiled) == 10
