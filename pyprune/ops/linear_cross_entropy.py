@@ -232,7 +232,9 @@ def _run(steps: _Steps, *args) -> tuple[Tensor, Tensor, Tensor]:
     rows, words = x.shape[0], weight.shape[0]
     if rows == 0:
         return loss, dx, picked
-    picked = picked.fill_(IGNORED) if labels is None else picked.copy_(labels)
+    # For max_logit a word from the beginning: the kernel that finds the right one may only be compiled.
+    nothing = 0 if target == "max_logit" else IGNORED
+    picked = picked.fill_(nothing) if labels is None else picked.copy_(labels)
     keys = row_keys(seed, row_ids, x) if target in ("sampled", "probe") else None
     step = chunk_rows(rows, words, x.device.type)
     # Rows of a multiple of 64 elements, for the vector loads of the kernels and of the products.
