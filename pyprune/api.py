@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
+from pyprune.core.limits import floors
 from pyprune.core.partial import Partial, check_partial, data_fingerprint, fingerprint
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
@@ -171,16 +172,22 @@ def plan(
     recipe: str | Recipe = DEFAULT_RECIPE,
     length: float | None = None,
     floor: int | Mapping[str, int] = 0,
+    keep: Sequence[str] = (),
+    axes: Sequence[str] | None = None,
+    multiple_of: int = 1,
     **settings: Any,
 ) -> Plan:
     """Which units stay under `budget` (`{"flops": 0.6}`, `{"params": "7M"}`, or both); cheap, needs no data.
 
-    FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. Raises BudgetError for
-    budgets that are malformed or infeasible.
+    FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. `floor` units stay in every
+    group (or in those that it names), blocks that a pattern of `keep` fits stay whole (`"encoder.layer.0.*"`), and
+    only `axes` lose units (default: all). With `multiple_of=64` every width is a multiple of 64 channels, or dense.
+    Raises BudgetError for budgets that are malformed or infeasible, InputError for patterns and axes that fit nothing.
     """
     anatomy = adapter_for(model).anatomy(model)
     counted = _mean_length(scores) if length is None else float(length)
-    return _recipe(recipe, **settings).plan(scores, anatomy, Budget.parse(budget), counted, floor)
+    least = floors(anatomy, floor, keep, axes, multiple_of)
+    return _recipe(recipe, **settings).plan(scores, anatomy, Budget.parse(budget), counted, least, multiple_of)
 
 
 def _mean_length(scores: Scores) -> float:
@@ -286,6 +293,9 @@ def prune(
     samples: int = 512,
     length: float | None = None,
     floor: int | Mapping[str, int] = 0,
+    keep: Sequence[str] = (),
+    axes: Sequence[str] | None = None,
+    multiple_of: int = 1,
     seed: int = 0,
     device: str = "auto",
     dtype: Any = None,
@@ -300,13 +310,17 @@ def prune(
     `model` is a directory, a hub id or a transformers model (which stays as it is). `plan`, a `Plan` or its file, takes
     the place of scoring and search. Stage results of a run with `out` wait in `<out>.partial/`, where `resume` finds
     them. With `dry_run` the plan is made and nothing is built or written. `settings` go to the recipe; with a `plan`
-    only those of its tuning are taken, and neither `length` nor `floor`.
+    only those of its tuning are taken, and none of `length`, `floor`, `keep`, `axes` and `multiple_of`, which are
+    those of `pyprune.plan`.
     Raises InputError, BudgetError or NumericsError before anything is written.
     """
     if (budget is None) == (plan is None):
         raise InputError("give a budget or a plan, one of the two")
     if plan is not None:
-        _check_with_plan(length=length, floor=floor or None, **settings)
+        rounding = None if multiple_of == 1 else multiple_of
+        _check_with_plan(
+            length=length, floor=floor or None, keep=keep or None, axes=axes, multiple_of=rounding, **settings
+        )
     parsed = None if budget is None else Budget.parse(budget)
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     chosen = _recipe(recipe, **settings)
@@ -326,7 +340,8 @@ def prune(
     if given is not None:
         given.check(anatomy)
     else:
-        check_feasible(parsed, anatomy, counted, floor)
+        least = floors(anatomy, floor, keep, axes, multiple_of)
+        check_feasible(parsed, anatomy, counted, least)
 
     partial = None
     if out is not None and not dry_run:
@@ -342,7 +357,7 @@ def prune(
             if partial:
                 partial.save_scores(scores)
         with stages.stage("plan"):
-            given = chosen.plan(scores, anatomy, parsed, counted, floor)
+            given = chosen.plan(scores, anatomy, parsed, counted, least, multiple_of)
         if partial:
             partial.save_plan(given)
     notices = _notices(calibration, held_out, most_tokens(dense, tokenizer))

@@ -47,10 +47,16 @@ class Kwon(OneShot):
     tunings: ClassVar[tuple[str, ...]] = ("refit", "mask", "bias", "none")
 
     def plan(
-        self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int] = 0
+        self,
+        scores: Scores,
+        anatomy: Anatomy,
+        budget: Budget,
+        length: float,
+        floor: int | Mapping[str, int] = 0,
+        multiple_of: int = 1,
     ) -> Plan:
         """Exact search, then rearrangement where per-sample statistics exist."""
-        plan = super().plan(scores, anatomy, budget, length, floor)
+        plan = super().plan(scores, anatomy, budget, length, floor, multiple_of)
         wanted = self.tuning in ("mask", "none") if self.rearrange is None else self.rearrange
         if wanted and scores.statistics is not None and scores.statistics.gradients:
             plan = rearrange(plan, scores.statistics)

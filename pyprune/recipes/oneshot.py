@@ -96,10 +96,16 @@ class OneShot:
         return collect(scored, anatomy, batches, cotangent, samples.lengths, draws), found
 
     def plan(
-        self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int] = 0
+        self,
+        scores: Scores,
+        anatomy: Anatomy,
+        budget: Budget,
+        length: float,
+        floor: int | Mapping[str, int] = 0,
+        multiple_of: int = 1,
     ) -> Plan:
         """Exact search."""
-        return search(scores, anatomy, budget, length, floor)
+        return search(scores, anatomy, budget, length, floor, multiple_of)
 
     def tune(
         self,

@@ -27,9 +27,15 @@ class Recipe(Protocol):
         ...
 
     def plan(
-        self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int]
+        self,
+        scores: Scores,
+        anatomy: Anatomy,
+        budget: Budget,
+        length: float,
+        floor: int | Mapping[str, int] = 0,
+        multiple_of: int = 1,
     ) -> Plan:
-        """Which units stay under `budget`, FLOPs counted at `length` tokens a sequence."""
+        """Which units stay under `budget`, FLOPs counted at `length` tokens a sequence (see `search.search`)."""
         ...
 
     def tune(

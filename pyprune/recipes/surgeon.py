@@ -92,10 +92,16 @@ class Surgeon:
         return Scores(values, {**meta, "mean_length": float(samples.lengths.double().mean())})
 
     def plan(
-        self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int] = 0
+        self,
+        scores: Scores,
+        anatomy: Anatomy,
+        budget: Budget,
+        length: float,
+        floor: int | Mapping[str, int] = 0,
+        multiple_of: int = 1,
     ) -> Plan:
         """Exact search over the calibrated scores."""
-        return search(scores, anatomy, budget, length, floor)
+        return search(scores, anatomy, budget, length, floor, multiple_of)
 
     def tune(
         self,

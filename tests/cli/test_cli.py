@@ -104,6 +104,20 @@ def test_dry_run_explains_and_writes_nothing(run, dense, text):
     assert run("prune", dense, "--data", text, "--flops", "0.5", "--dry-run", "--quiet", *SAMPLES)[:2] == (0, "")
 
 
+def test_kept_blocks_axes_and_multiples(run, dense, text):
+    arguments = ["prune", dense, "--data", text, "--flops", "0.8", "--dry-run", "--json", *SAMPLES]
+    code, out, _ = run(*arguments, "--keep", "layers.0.*", "--keep", "*.neurons")
+    kept = json.loads(out)["kept"]
+    assert code == 0
+    whole = json.loads(run(*arguments[:5], "1.0", *arguments[6:])[1])["kept"]
+    assert all(kept[name] == size for name, size in whole.items() if name.startswith("layers.0") or "neurons" in name)
+    assert kept != whole
+    code, out, _ = run(*arguments, "--axes", "neurons", "--multiple-of", "4")
+    kept = json.loads(out)["kept"]
+    assert all(kept[name] == size for name, size in whole.items() if "heads" in name)
+    assert all(count % 4 == 0 for name, count in kept.items() if "neurons" in name)
+
+
 def test_verify_a_dense_model(run, dense):
     code, out, _ = run("verify", dense, "--keep", "0.5", "--seed", "3")
     assert code == 0
@@ -191,6 +205,9 @@ def test_bad_options(run, dense, text):
     refuse(run, *arguments, "--tuning", "alchemy", says="refit")
     refuse(run, *arguments, "--length", "0", says="length")
     refuse(run, *arguments, "--samples", "0", says="samples")
+    refuse(run, *arguments, "--keep", "decoder.*", says="fits no block of the model")
+    refuse(run, *arguments, "--axes", "heads,kv_groups", says="the model has heads, neurons")
+    refuse(run, *arguments, "--multiple-of", "0", says="multiple_of=0 must be 1 or more")
 
 
 def test_bad_plan_and_score_files(run, dense, text):
