@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -32,6 +32,7 @@ from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
 from pyprune.models.adapter import adapter_for
 from pyprune.models.loading import check_model, load, local_directory
+from pyprune.models.native import make_native_, native_groups
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome
@@ -41,6 +42,7 @@ from pyprune.slicing.slice import slice_
 from pyprune.verification import write_reference
 
 DEFAULT_RECIPE = "surgeon"
+Deploy = Literal["layers", "uniform"]
 PLAN_FILE = "pyprune_plan.json"
 
 # Longer inputs are cut: language models take positions far beyond what calibration profits from.
@@ -175,6 +177,7 @@ def plan(
     keep: Sequence[str] = (),
     axes: Sequence[str] | None = None,
     multiple_of: int = 1,
+    deploy: Deploy = "layers",
     **settings: Any,
 ) -> Plan:
     """Which units stay under `budget` (`{"flops": 0.6}`, `{"params": "7M"}`, or both); cheap, needs no data.
@@ -182,12 +185,28 @@ def plan(
     FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. `floor` units stay in every
     group (or in those that it names), blocks that a pattern of `keep` fits stay whole (`"encoder.layer.0.*"`), and
     only `axes` lose units (default: all). With `multiple_of=64` every width is a multiple of 64 channels, or dense.
+    With `deploy="uniform"` all layers of a stack get one shape that the family's own config can say, so that the
+    checkpoint loads without pyprune; groups whose width it cannot say stay whole.
     Raises BudgetError for budgets that are malformed or infeasible, InputError for patterns and axes that fit nothing.
     """
     anatomy = adapter_for(model).anatomy(model)
     counted = _mean_length(scores) if length is None else float(length)
+    least = _floors(model, anatomy, floor, keep, axes, multiple_of, deploy)
+    bounds = {"floor": least, "multiple_of": multiple_of, "uniform": deploy == "uniform"}
+    return _recipe(recipe, **settings).plan(scores, anatomy, Budget.parse(budget), counted, **bounds)
+
+
+def _floors(
+    model: nn.Module, anatomy: Anatomy, floor: Any, keep: Any, axes: Any, multiple_of: int, deploy: Deploy
+) -> Any:
+    """Units that stay at least in every group, for the arguments of `plan`."""
     least = floors(anatomy, floor, keep, axes, multiple_of)
-    return _recipe(recipe, **settings).plan(scores, anatomy, Budget.parse(budget), counted, least, multiple_of)
+    if deploy not in get_args(Deploy):
+        raise InputError(f"deploy={deploy!r}: choose one of {', '.join(get_args(Deploy))}")
+    if deploy == "uniform":
+        native = native_groups(model)
+        least |= {g.name: g.size for g in anatomy.groups if g.name not in native}
+    return least
 
 
 def _mean_length(scores: Scores) -> float:
@@ -199,11 +218,15 @@ def _mean_length(scores: Scores) -> float:
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """The smaller dense model of `plan`: a copy, or with `inplace` the given model cut down.
 
-    Raises MismatchError when the plan was made for another model.
+    A uniform plan leaves a config that needs no pyprune to load. Raises MismatchError when the plan was made for another
+    model.
     """
     adapter = adapter_for(model)
     plan.check(adapter.anatomy(model))
-    return slice_(model if inplace else copy.deepcopy(model), adapter, plan)
+    pruned = slice_(model if inplace else copy.deepcopy(model), adapter, plan)
+    if plan.meta.get("uniform"):
+        make_native_(pruned)
+    return pruned
 
 
 def tune(
@@ -296,6 +319,7 @@ def prune(
     keep: Sequence[str] = (),
     axes: Sequence[str] | None = None,
     multiple_of: int = 1,
+    deploy: Deploy = "layers",
     seed: int = 0,
     device: str = "auto",
     dtype: Any = None,
@@ -310,17 +334,17 @@ def prune(
     `model` is a directory, a hub id or a transformers model (which stays as it is). `plan`, a `Plan` or its file, takes
     the place of scoring and search. Stage results of a run with `out` wait in `<out>.partial/`, where `resume` finds
     them. With `dry_run` the plan is made and nothing is built or written. `settings` go to the recipe; with a `plan`
-    only those of its tuning are taken, and none of `length`, `floor`, `keep`, `axes` and `multiple_of`, which are
-    those of `pyprune.plan`.
+    only those of its tuning are taken, and none of `length`, `floor`, `keep`, `axes`, `multiple_of` and `deploy`, which
+    are those of `pyprune.plan`.
     Raises InputError, BudgetError or NumericsError before anything is written.
     """
     if (budget is None) == (plan is None):
         raise InputError("give a budget or a plan, one of the two")
     if plan is not None:
-        rounding = None if multiple_of == 1 else multiple_of
-        _check_with_plan(
-            length=length, floor=floor or None, keep=keep or None, axes=axes, multiple_of=rounding, **settings
-        )
+        bounds = {"floor": floor, "keep": keep, "axes": axes, "multiple_of": multiple_of, "deploy": deploy}
+        defaults = inspect.signature(prune).parameters
+        changed = {name: value for name, value in bounds.items() if value != defaults[name].default}
+        _check_with_plan(length=length, **changed, **settings)
     parsed = None if budget is None else Budget.parse(budget)
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     chosen = _recipe(recipe, **settings)
@@ -340,7 +364,7 @@ def prune(
     if given is not None:
         given.check(anatomy)
     else:
-        least = floors(anatomy, floor, keep, axes, multiple_of)
+        least = _floors(dense, anatomy, floor, keep, axes, multiple_of, deploy)
         check_feasible(parsed, anatomy, counted, least)
 
     partial = None
@@ -357,7 +381,8 @@ def prune(
             if partial:
                 partial.save_scores(scores)
         with stages.stage("plan"):
-            given = chosen.plan(scores, anatomy, parsed, counted, least, multiple_of)
+            bounds = {"floor": least, "multiple_of": multiple_of, "uniform": deploy == "uniform"}
+            given = chosen.plan(scores, anatomy, parsed, counted, **bounds)
         if partial:
             partial.save_plan(given)
     notices = _notices(calibration, held_out, most_tokens(dense, tokenizer))

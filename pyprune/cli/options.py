@@ -54,6 +54,10 @@ Axes = Annotated[
 MultipleOf = Annotated[
     int, typer.Option(help="Round widths so that channels are multiples of this, 64 for example; or dense.")
 ]
+Deploy = Annotated[
+    str,
+    typer.Option(help="layers: every layer its own shape; uniform: one shape for all, which loads without pyprune."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the data split and of every random draw.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; auto takes the GPU where there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="Dtype to load, compute and save in. Default: the checkpoint's own.")]
@@ -69,10 +73,10 @@ def budget(flops: str | None, params: str | None) -> dict[str, str] | None:
     return {k: v for k, v in (("flops", flops), ("params", params)) if v is not None} or None
 
 
-def limits(floor: int, keep: list[str] | None, axes: str | None, multiple_of: int) -> dict[str, Any]:
+def bounds(floor: int, keep: list[str] | None, axes: str | None, multiple_of: int, deploy: str) -> dict[str, Any]:
     """The arguments of `pyprune.plan` that bound what a plan may take away."""
     chosen = None if axes is None else [axis.strip() for axis in axes.split(",")]
-    return {"floor": floor, "keep": keep or (), "axes": chosen, "multiple_of": multiple_of}
+    return {"floor": floor, "keep": keep or (), "axes": chosen, "multiple_of": multiple_of, "deploy": deploy}
 
 
 def settings(**given: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def plan(
     keep: opt.Keep = None,
     axes: opt.Axes = None,
     multiple_of: opt.MultipleOf = 1,
+    deploy: opt.Deploy = "layers",
     tuning: opt.Tuning = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file when it exists.")] = False,
     as_json: opt.Json = False,
@@ -50,7 +51,7 @@ def plan(
         budget,
         recipe=recipe,
         length=length,
-        **opt.limits(floor, keep, axes, multiple_of),
+        **opt.bounds(floor, keep, axes, multiple_of, deploy),
         **opt.settings(tuning=tuning),
     )
     if out is not None:

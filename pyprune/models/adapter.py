@@ -72,8 +72,15 @@ class TransformersAdapter:
                 groups.append(before[group.name])
                 if group.size == 0:
                     part.emptied(place)
-            for config in (member.model.config, *twins(model.config, member.model.config, member.prefix)):
+            for config in configs_of(member, model.config):
                 write_widths(config, member.family, member.prefix, groups, sizes)
+
+
+def configs_of(member: Member, root: Any) -> list[Any]:
+    """Every config that describes `member`: its own, and those inside `root`, the config of the whole model."""
+    own = member.model.config
+    inside = twins(root, own.model_type, member.prefix) if member.prefix else []
+    return [own, *(config for config in inside if config is not own)]
 
 
 def members(model: nn.Module) -> Iterator[Member]:

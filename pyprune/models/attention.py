@@ -29,6 +29,9 @@ class Attention:
     tells the two apart); empty when it has none that speaks for this attention alone. `derives_head_dim` says that the
     family computes `head_dim` from it. `exit` is as in `core.anatomy.Block`, `cross` marks attention to another
     sequence, and `empty_` replaces the forward of a module that lost all its heads.
+
+    `native_key` is the attribute that counts units in all layers alike (default: `config_key`), `queries_key` the one
+    that counts query heads.
     """
 
     module: str
@@ -45,6 +48,8 @@ class Attention:
     unit_counts: tuple[str, ...] = ()
     tables: tuple[tuple[str, int], ...] = ()
     config_key: str = ""
+    native_key: str = ""
+    queries_key: str = ""
     derives_head_dim: bool = False
     exit: tuple[str, ...] | None = ()
     cross: bool = False
@@ -84,6 +89,13 @@ class Attention:
             config_key=self.config_key,
         )
         return Block(place.path, f"{place.path}.{self.output}", (), place.below(self.exit), group)
+
+    def native(self, place: Place) -> dict[str, int]:
+        """Numbers of heads, and the size of one, under their names in the config."""
+        key, module = self.native_key or self.config_key, place.layer.get_submodule(self.module)
+        size = self.block(place).units.size
+        named = {key: size, self.queries_key: size * self._queries_per_unit(module)}
+        return {name: value for name, value in named.items() if name} | {"head_dim": getattr(module, self.head_dim)}
 
     def emptied(self, place: Place) -> None:
         """Let the module run without heads: its output is the bias of the output projection."""

@@ -30,6 +30,10 @@ class Part(Protocol):
         """Let the layer at `place` run when this part has lost all its units."""
         ...
 
+    def native(self, place: Place) -> dict[str, int]:
+        """Attributes of the config that say this part's width, if all layers share it; empty when it has none."""
+        ...
+
 
 @dataclass(frozen=True)
 class Stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyprune.core.anatomy import Block, UnitCost, UnitGroup
+from pyprune.core.anatomy import Attribute, Block, UnitCost, UnitGroup
 from pyprune.core.layers import matrix
 from pyprune.models.place import Place
 
@@ -14,9 +14,12 @@ class FeedForward:
     """One feed-forward block of a layer. All paths start at the layer.
 
     `inner` are the layers whose outputs are the neurons; `fused` says that one of them holds gate and up projection one
-    after the other. `entry` are the modules that lead from the residual stream to the input of the `output`
-    projection; the last may call the projection itself. `exit` is as in `core.anatomy.Block`. `config_key` is the
-    attribute of the config that counts neurons layer by layer, empty when it has none.
+    after the other. `counts` are attributes of modules that hold their number. `entry` are the modules that lead from
+    the residual stream to the input of the `output` projection; the last may call the projection itself. `exit` is as
+    in `core.anatomy.Block`. `config_key` is the attribute of the config that counts neurons layer by layer, empty when
+    it has none.
+
+    `native_key` is the attribute that counts them in all layers alike (default: `config_key`).
     """
 
     inner: tuple[str, ...]
@@ -24,7 +27,9 @@ class FeedForward:
     entry: tuple[str, ...] = ()
     exit: tuple[str, ...] | None = ()
     fused: bool = False
+    counts: tuple[str, ...] = ()
     config_key: str = ""
+    native_key: str = ""
 
     def block(self, place: Place) -> Block:
         """The block of the layer at `place`."""
@@ -40,9 +45,17 @@ class FeedForward:
             width=1,
             cuts=cuts,
             cost=UnitCost(place.unit_params(cuts), tokens=place.tokens),
+            attributes=tuple(
+                Attribute(f"{place.path}.{path}", name) for path, _, name in (c.rpartition(".") for c in self.counts)
+            ),
             config_key=self.config_key,
         )
         return Block(place.path, f"{place.path}.{self.output}", place.below(self.entry), place.below(self.exit), group)
+
+    def native(self, place: Place) -> dict[str, int]:
+        """The number of neurons under its name in the config."""
+        key = self.native_key or self.config_key
+        return {key: self.block(place).units.size} if key else {}
 
     def emptied(self, place: Place) -> None:
         """Linear layers of width 0 leave the output projection's bias: nothing to do."""

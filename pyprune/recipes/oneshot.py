@@ -95,17 +95,9 @@ class OneShot:
             return Statistics({}, samples.lengths, draws, weights=weights), found
         return collect(scored, anatomy, batches, cotangent, samples.lengths, draws), found
 
-    def plan(
-        self,
-        scores: Scores,
-        anatomy: Anatomy,
-        budget: Budget,
-        length: float,
-        floor: int | Mapping[str, int] = 0,
-        multiple_of: int = 1,
-    ) -> Plan:
+    def plan(self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, **bounds: Any) -> Plan:
         """Exact search."""
-        return search(scores, anatomy, budget, length, floor, multiple_of)
+        return search(scores, anatomy, budget, length, **bounds)
 
     def tune(
         self,

@@ -6,9 +6,8 @@ cannot make up for, where Fisher information scores what is lost before anything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -91,17 +90,9 @@ class Surgeon:
         meta = {"criterion": "surgeon", "cotangent": name, "draws": draws, "samples": len(samples), "seed": seed}
         return Scores(values, {**meta, "mean_length": float(samples.lengths.double().mean())})
 
-    def plan(
-        self,
-        scores: Scores,
-        anatomy: Anatomy,
-        budget: Budget,
-        length: float,
-        floor: int | Mapping[str, int] = 0,
-        multiple_of: int = 1,
-    ) -> Plan:
+    def plan(self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, **bounds: Any) -> Plan:
         """Exact search over the calibrated scores."""
-        return search(scores, anatomy, budget, length, floor, multiple_of)
+        return search(scores, anatomy, budget, length, **bounds)
 
     def tune(
         self,

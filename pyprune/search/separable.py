@@ -24,6 +24,7 @@ from pyprune.core.errors import BudgetError, InputError
 from pyprune.core.limits import floors
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
+from pyprune.search.alike import Alike
 from pyprune.search.rounding import round_widths
 
 # A share of 1 must keep everything: sums of the same floats in another order differ in the last bits.
@@ -49,14 +50,20 @@ def search(
     length: float,
     floor: int | Mapping[str, int] = 0,
     multiple_of: int = 1,
+    uniform: bool = False,
 ) -> Plan:
     """The plan of the highest total score that keeps every limit of `budget`; never over, and less than one unit under.
 
     `length` is the sequence length at which FLOPs count. `floor` units stay in every group (or in the groups that it
-    names). With `multiple_of`, every group's channels are a multiple of it or all of them (`round_widths`). Raises
-    BudgetError with the smallest feasible amount when the floors alone exceed the budget.
+    names). With `multiple_of`, every group's channels are a multiple of it or all of them (`round_widths`). With
+    `uniform`, all layers of a stack share one shape. Raises BudgetError with the smallest feasible amount when the
+    floors alone exceed the budget.
     """
     budget = Budget.parse(budget)
+    if uniform:
+        alike = Alike(scores, anatomy)
+        lowest = alike.floors(floors(anatomy, floor))
+        return alike.spread(search(alike.scores, alike.anatomy, budget, length, lowest, multiple_of), scores)
     least = floors(anatomy, floor, multiple_of=multiple_of)
     check_feasible(budget, anatomy, length, least)
     limits = budget.absolute(anatomy, length)

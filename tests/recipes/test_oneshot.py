@@ -40,7 +40,7 @@ def test_scores_survive_a_file_and_meet_the_budget(criterion, tmp_path):
     scores = recipe.score(model, anatomy, samples_of(), 3, QUIET)
     scores.save(tmp_path / "scores.safetensors")
     loaded = Scores.load(tmp_path / "scores.safetensors")
-    plans = [recipe.plan(s, anatomy, HALF, 10.0, 0) for s in (scores, loaded)]
+    plans = [recipe.plan(s, anatomy, HALF, 10.0) for s in (scores, loaded)]
     for name in plans[0].kept:
         assert torch.equal(plans[0].kept[name], plans[1].kept[name])
     assert plans[0].cost(anatomy, "flops") <= 0.5 * anatomy.flops(10.0)
@@ -72,7 +72,7 @@ def test_bias_compensation_takes_the_means_of_the_scores_or_its_own(with_scores)
     model, adapter, anatomy = prepared()
     recipe, samples = Flap(), samples_of()
     scores = recipe.score(model, anatomy, samples, 0, QUIET)
-    plan = recipe.plan(scores, anatomy, HALF, 10.0, 0)
+    plan = recipe.plan(scores, anatomy, HALF, 10.0)
     students = [slice_(copy.deepcopy(model), adapter, plan) for _ in range(2)]
     outcomes = recipe.tune(students[0], model, adapter, plan, scores if with_scores else None, samples, QUIET)
     recipe.tune(students[1], model, adapter, plan, scores, samples, QUIET)
@@ -86,7 +86,7 @@ def test_bias_compensation_helps():
     model, adapter, anatomy = prepared()
     samples = samples_of(12)
     scores = Flap().score(model, anatomy, samples, 0, QUIET)
-    plan = Flap().plan(scores, anatomy, Budget.parse({"flops": 0.8}), 10.0, 0)
+    plan = Flap().plan(scores, anatomy, Budget.parse({"flops": 0.8}), 10.0)
     distances = []
     for tuning in ("none", "bias"):
         student = slice_(copy.deepcopy(model), adapter, plan)
