@@ -218,8 +218,8 @@ def _mean_length(scores: Scores) -> float:
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """The smaller dense model of `plan`: a copy, or with `inplace` the given model cut down.
 
-    A uniform plan leaves a config that needs no pyprune to load. Raises MismatchError when the plan was made for another
-    model.
+    A uniform plan leaves a config that needs no pyprune to load. Raises MismatchError when the plan was made for
+    another model.
     """
     adapter = adapter_for(model)
     plan.check(adapter.anatomy(model))
