@@ -31,6 +31,7 @@ from pyprune.core.stages import Stages
 from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
 from pyprune.models.adapter import adapter_for
+from pyprune.models.card import write_card
 from pyprune.models.loading import check_model, load, local_directory
 from pyprune.models.native import make_native_, native_groups
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
@@ -291,8 +292,9 @@ def save(
 ) -> Path:
     """Write a checkpoint that plain `AutoModel*.from_pretrained` loads after `import pyprune`; returns its directory.
 
-    `plan` is stored beside the weights, and so are small reference inputs and outputs that `verify` replays. `source`
-    is what the dense model was loaded from; the files that make it a sentence-transformers model are copied from there.
+    `plan` is stored beside the weights, and so are a model card and small reference inputs and outputs that `verify`
+    replays. `source` is what the dense model was loaded from: what its processors and sentence-transformers read is
+    copied from there.
     The directory appears complete or not at all. Raises InputError when `out` is not empty, unless `overwrite`.
     """
     origin = None if source is None else local_directory(source)
@@ -300,6 +302,7 @@ def save(
         write_checkpoint(model, tokenizer, folder, origin)
         if plan is not None:
             plan.save(folder / PLAN_FILE)
+        write_card(folder, model, adapter_for(model).anatomy(model), plan, None if source is None else str(source))
         write_reference(model, folder)
     return Path(out)
 

@@ -65,7 +65,7 @@ def test_a_uniform_checkpoint_loads_without_pyprune(variant, head, tmp_path):
     shapes = {group_kind(g): {result.plan.counts[g.name]} for g in result.anatomy.groups}
     for group in result.anatomy.groups:
         assert shapes[group_kind(group)] == {result.plan.counts[group.name]}
-    assert 0.7 < result.plan.cost(result.anatomy, "params") / result.anatomy.params() <= 0.8
+    assert 0.5 < result.plan.cost(result.anatomy, "params") / result.anatomy.params() <= 0.8
     assert "per_layer_config" not in json.loads((tmp_path / "small/config.json").read_text())
     inputs = example_inputs(model)
     with torch.no_grad():
