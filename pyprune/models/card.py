@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyprune
 from pyprune.core.anatomy import Anatomy, UnitGroup, group_kind
 from pyprune.core.plan import Plan
 from pyprune.models.widths import PRUNED_GROUPS, configs_below
@@ -36,7 +36,7 @@ def card(model: Any, anatomy: Anatomy, plan: Plan | None, source: str | None) ->
     front += [f"base_model: {source}"] if on_hub else []
     lines = [*front, "---", "", f"# {type(model).__name__}, pruned", ""]
     origin = f" `{source if on_hub else Path(source).name}`" if source else " a dense model"
-    lines += [f"Made from{origin} by pyprune {pyprune.__version__}: a smaller dense model of the same classes."]
+    lines += [f"Made from{origin} by pyprune {version('pyprune')}: a smaller dense model of the same classes."]
     lines += ["", "## Load it", "", *_loading(model)]
     if plan is not None:
         lines += ["", "## What stayed", "", *_what_stayed(anatomy, plan)]
