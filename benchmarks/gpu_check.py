@@ -5,6 +5,7 @@
 Sections, each in processes of its own:
 
 - `build`     both halves of the extension, installed into a scratch folder (or, with --no-build, the checkout's own)
+- `compile`   all Triton kernels are compiled, in parallel
 - `ops`       every op and backend against float64; gradients; the same bits again and in other batches
 - `graph`     kernels replayed from a CUDA graph
 - `bench`     every op against its peers, as `pyprune bench` does
@@ -34,6 +35,7 @@ from benchmarks.gpu.supervise import Section, run_section
 
 # In the order of what a run that is cut short should have done.
 SECTIONS = (
+    Section("compile", "benchmarks.gpu.precompile", 100),
     Section("ops", "benchmarks.gpu.ops", 180),
     Section("graph", "benchmarks.gpu.graph", 60),
     Section("bench", "benchmarks.gpu.bench", 180),
@@ -135,7 +137,8 @@ def run(args: argparse.Namespace, scratch: Path, results: Path | None, deadline:
         if left <= 0:
             report[section.name] = [Check(section.name, "skipped", f"all {LIMIT_S} s are over")], 0.0
             continue
-        limited = Section(section.name, section.module, min(section.limit_s, left))
+        # Alone, a section may take the time of all.
+        limited = Section(section.name, section.module, left if len(args.only) == 1 else min(section.limit_s, left))
         worker = site / "benchmarks" / "gpu" / "worker.py"
         report[section.name] = run_section(limited, settings, worker, worker_environment), monotonic() - start
     return report

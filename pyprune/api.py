@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
+from pyprune.core.limits import floors
 from pyprune.core.partial import Partial, check_partial, data_fingerprint, fingerprint
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
@@ -30,7 +31,9 @@ from pyprune.core.stages import Stages
 from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
 from pyprune.models.adapter import adapter_for
+from pyprune.models.card import write_card
 from pyprune.models.loading import check_model, load, local_directory
+from pyprune.models.native import make_native_, native_groups
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome
@@ -40,6 +43,7 @@ from pyprune.slicing.slice import slice_
 from pyprune.verification import write_reference
 
 DEFAULT_RECIPE = "surgeon"
+Deploy = Literal["layers", "uniform"]
 PLAN_FILE = "pyprune_plan.json"
 
 # Longer inputs are cut: language models take positions far beyond what calibration profits from.
@@ -98,7 +102,9 @@ def _recipe(recipe: str | Recipe, **settings: Any) -> Recipe:
 def _scoring_settings(recipe: Recipe) -> dict[str, str]:
     """What scores depend on: the recipe and its settings, but those of the stages that come after."""
     later = ("tuning", "rearrange")
-    settings = {f.name: str(getattr(recipe, f.name)) for f in fields(recipe) if f.name not in later}
+    settings = {
+        f.name: str(getattr(recipe, f.name)).removeprefix("torch.") for f in fields(recipe) if f.name not in later
+    }
     return {"recipe": recipe.name, **settings}
 
 
@@ -169,16 +175,39 @@ def plan(
     recipe: str | Recipe = DEFAULT_RECIPE,
     length: float | None = None,
     floor: int | Mapping[str, int] = 0,
+    keep: Sequence[str] = (),
+    axes: Sequence[str] | None = None,
+    multiple_of: int = 1,
+    deploy: Deploy = "layers",
     **settings: Any,
 ) -> Plan:
     """Which units stay under `budget` (`{"flops": 0.6}`, `{"params": "7M"}`, or both); cheap, needs no data.
 
-    FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. Raises BudgetError for
-    budgets that are malformed or infeasible.
+    FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. `floor` units stay in every
+    group (or in those that it names), blocks that a pattern of `keep` fits stay whole (`"encoder.layer.0.*"`), and
+    only `axes` lose units (default: all). With `multiple_of=64` every width is a multiple of 64 channels, or dense.
+    With `deploy="uniform"` all layers of a stack get one shape that the family's own config can say, so that the
+    checkpoint loads without pyprune; groups whose width it cannot say stay whole.
+    Raises BudgetError for budgets that are malformed or infeasible, InputError for patterns and axes that fit nothing.
     """
     anatomy = adapter_for(model).anatomy(model)
     counted = _mean_length(scores) if length is None else float(length)
-    return _recipe(recipe, **settings).plan(scores, anatomy, Budget.parse(budget), counted, floor)
+    least = _floors(model, anatomy, floor, keep, axes, multiple_of, deploy)
+    bounds = {"floor": least, "multiple_of": multiple_of, "uniform": deploy == "uniform"}
+    return _recipe(recipe, **settings).plan(scores, anatomy, Budget.parse(budget), counted, **bounds)
+
+
+def _floors(
+    model: nn.Module, anatomy: Anatomy, floor: Any, keep: Any, axes: Any, multiple_of: int, deploy: Deploy
+) -> Any:
+    """Units that stay at least in every group, for the arguments of `plan`."""
+    least = floors(anatomy, floor, keep, axes, multiple_of)
+    if deploy not in get_args(Deploy):
+        raise InputError(f"deploy={deploy!r}: choose one of {', '.join(get_args(Deploy))}")
+    if deploy == "uniform":
+        native = native_groups(model)
+        least |= {g.name: g.size for g in anatomy.groups if g.name not in native}
+    return least
 
 
 def _mean_length(scores: Scores) -> float:
@@ -190,11 +219,15 @@ def _mean_length(scores: Scores) -> float:
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """The smaller dense model of `plan`: a copy, or with `inplace` the given model cut down.
 
-    Raises MismatchError when the plan was made for another model.
+    A uniform plan leaves a config that needs no pyprune to load. Raises MismatchError when the plan was made for
+    another model.
     """
     adapter = adapter_for(model)
     plan.check(adapter.anatomy(model))
-    return slice_(model if inplace else copy.deepcopy(model), adapter, plan)
+    pruned = slice_(model if inplace else copy.deepcopy(model), adapter, plan)
+    if plan.meta.get("uniform"):
+        make_native_(pruned)
+    return pruned
 
 
 def tune(
@@ -259,8 +292,9 @@ def save(
 ) -> Path:
     """Write a checkpoint that plain `AutoModel*.from_pretrained` loads after `import pyprune`; returns its directory.
 
-    `plan` is stored beside the weights, and so are small reference inputs and outputs that `verify` replays. `source`
-    is what the dense model was loaded from; the files that make it a sentence-transformers model are copied from there.
+    `plan` is stored beside the weights, and so are a model card and small reference inputs and outputs that `verify`
+    replays. `source` is what the dense model was loaded from: what its processors and sentence-transformers read is
+    copied from there.
     The directory appears complete or not at all. Raises InputError when `out` is not empty, unless `overwrite`.
     """
     origin = None if source is None else local_directory(source)
@@ -268,6 +302,7 @@ def save(
         write_checkpoint(model, tokenizer, folder, origin)
         if plan is not None:
             plan.save(folder / PLAN_FILE)
+        write_card(folder, model, adapter_for(model).anatomy(model), plan, None if source is None else str(source))
         write_reference(model, folder)
     return Path(out)
 
@@ -284,6 +319,10 @@ def prune(
     samples: int = 512,
     length: float | None = None,
     floor: int | Mapping[str, int] = 0,
+    keep: Sequence[str] = (),
+    axes: Sequence[str] | None = None,
+    multiple_of: int = 1,
+    deploy: Deploy = "layers",
     seed: int = 0,
     device: str = "auto",
     dtype: Any = None,
@@ -297,11 +336,18 @@ def prune(
 
     `model` is a directory, a hub id or a transformers model (which stays as it is). `plan`, a `Plan` or its file, takes
     the place of scoring and search. Stage results of a run with `out` wait in `<out>.partial/`, where `resume` finds
-    them. With `dry_run` the plan is made and nothing is built or written. `settings` go to the recipe.
+    them. With `dry_run` the plan is made and nothing is built or written. `settings` go to the recipe; with a `plan`
+    only those of its tuning are taken, and none of `length`, `floor`, `keep`, `axes`, `multiple_of` and `deploy`, which
+    are those of `pyprune.plan`.
     Raises InputError, BudgetError or NumericsError before anything is written.
     """
     if (budget is None) == (plan is None):
         raise InputError("give a budget or a plan, one of the two")
+    if plan is not None:
+        bounds = {"floor": floor, "keep": keep, "axes": axes, "multiple_of": multiple_of, "deploy": deploy}
+        defaults = inspect.signature(prune).parameters
+        changed = {name: value for name, value in bounds.items() if value != defaults[name].default}
+        _check_with_plan(length=length, **changed, **settings)
     parsed = None if budget is None else Budget.parse(budget)
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     chosen = _recipe(recipe, **settings)
@@ -321,7 +367,8 @@ def prune(
     if given is not None:
         given.check(anatomy)
     else:
-        check_feasible(parsed, anatomy, counted, floor)
+        least = _floors(dense, anatomy, floor, keep, axes, multiple_of, deploy)
+        check_feasible(parsed, anatomy, counted, least)
 
     partial = None
     if out is not None and not dry_run:
@@ -337,10 +384,12 @@ def prune(
             if partial:
                 partial.save_scores(scores)
         with stages.stage("plan"):
-            given = chosen.plan(scores, anatomy, parsed, counted, floor)
+            bounds = {"floor": least, "multiple_of": multiple_of, "uniform": deploy == "uniform"}
+            given = chosen.plan(scores, anatomy, parsed, counted, **bounds)
         if partial:
             partial.save_plan(given)
     notices = _notices(calibration, held_out, most_tokens(dense, tokenizer))
+    notices += scores.meta.get("notices", []) if scores else []
     result = Result(None, dense, tokenizer, given, scores, [], stages, calibration, held_out, notices)
     if dry_run:
         return result
@@ -355,6 +404,15 @@ def prune(
     if partial:
         partial.remove()
     return result
+
+
+def _check_with_plan(**given: Any) -> None:
+    """Raise InputError for what a plan has settled: it would be left out of account."""
+    idle = [name for name, value in given.items() if value is not None and name not in ("tuning", "damping")]
+    if idle:
+        raise InputError(
+            f"{', '.join(idle)}: of no account with a plan, which says what stays; leave out one of the two"
+        )
 
 
 def _notices(calibration: Samples, held_out: Samples | None, length: int) -> list[str]:

@@ -99,6 +99,18 @@ def test_floors_keep_units_everywhere():
     assert min(plan.counts.values()) >= 2
 
 
+def test_blocks_axes_and_widths_are_bound():
+    model, data = tiny_model("bert"), samples()
+    plan = pyprune.prune(model, {"flops": 0.6}, data, keep=["encoder.layer.1.*"], multiple_of=8).plan
+    assert (plan.counts["layers.1.heads"], plan.counts["layers.1.neurons"]) == (4, 24)
+    assert all(count % 8 == 0 for name, count in plan.counts.items() if name.endswith("neurons"))
+    scores = pyprune.score(model, data)
+    plan = pyprune.plan(model, scores, {"flops": 0.8}, axes=["neurons"])
+    assert {count for name, count in plan.counts.items() if name.endswith("heads")} == {4}
+    with pytest.raises(InputError, match=r"keep, axes, multiple_of: of no account with a plan"):
+        pyprune.prune(model, None, data, plan=plan, keep=["*.heads"], axes=["heads"], multiple_of=8)
+
+
 def test_length_moves_the_balance_between_heads_and_neurons():
     model, data = tiny_model("bert"), samples()
     scores = pyprune.score(model, data)

@@ -5,6 +5,7 @@ One program owns (column block, segment of a sample); see segments.py.
 
 import triton
 import triton.language as tl
+from pyprune.triton_kernels import COUNTS
 from pyprune.triton_kernels.activations import COLUMNS, activate, mask_columns, strides, zero_outside
 from pyprune.triton_kernels.segments import SEGMENT, add_segments_kernel, locate, offsets_or, slot_count
 from torch import Tensor
@@ -14,7 +15,7 @@ ROWS, WARPS = 8, 8
 DOT = False
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def act_bwd_maskgrad_kernel(
     grad, pre, up, mask, dpre, dup, after, before, after_part, before_part, cu_seqlens, samples, tokens, columns,
     grad_sample, grad_token, pre_sample, pre_token, up_sample, up_token, mask_sample,

@@ -5,6 +5,7 @@ One program owns (column block, segment of a sample); see segments.py.
 
 import triton
 import triton.language as tl
+from pyprune.triton_kernels import COUNTS
 from pyprune.triton_kernels.activations import COLUMNS, activate, mask_columns, strides, zero_outside
 from pyprune.triton_kernels.segments import SEGMENT, locate, offsets_or, slot_count
 from torch import Tensor
@@ -15,7 +16,7 @@ DOT = False
 ADDS_ROUNDED = True  # Triton's interpreter rounds to bfloat16 towards zero, which would show in the moments
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def act_fwd_stats_kernel(
     pre, up, mask, out, mean, m2, l1, mean_part, m2_part, l1_part, cu_seqlens, samples, tokens, columns,
     pre_sample, pre_token, up_sample, up_token, mask_sample,
@@ -79,7 +80,7 @@ def act_fwd_stats_kernel(
                 tl.store(l1_part + slot * columns + column, absolute, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def merge_moments_kernel(
     mean_part, m2_part, l1_part, mean, m2, l1, cu_seqlens, tokens, columns,
     RAGGED: tl.constexpr, SEGMENT: tl.constexpr, COLUMNS: tl.constexpr,

@@ -8,6 +8,7 @@ merges the segments in float64 by Chan's formula, in order.
 import torch
 import triton
 import triton.language as tl
+from pyprune.triton_kernels import COUNTS
 from pyprune.triton_kernels.segments import SEGMENT, locate, offsets_or, slot_count
 from torch import Tensor
 
@@ -21,7 +22,7 @@ PLANES = 3
 DOT = False  # whether tl.dot is used, which Triton's interpreter gets wrong in bfloat16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def channel_stats_kernel(
     x, mean, m2, l1, partial, counts, cu_seqlens, mask, samples, slots, tokens, columns, x_sample, x_token,
     RAGGED: tl.constexpr, MASKED: tl.constexpr, SEGMENT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -85,7 +86,7 @@ def channel_stats_kernel(
             tl.store(counts + slot, count)  # every column block writes the same
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def merge_segments_kernel(
     partial, counts, mean, m2, l1, cu_seqlens, slots, tokens, columns,
     RAGGED: tl.constexpr, SEGMENT: tl.constexpr, COLUMNS: tl.constexpr,

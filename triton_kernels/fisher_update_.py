@@ -6,6 +6,7 @@ One program owns (column block, CHUNK rows) and writes a partial sum; a second k
 import torch
 import triton
 import triton.language as tl
+from pyprune.triton_kernels import COUNTS
 from torch import Tensor
 
 # 16 rows x 128 columns: 16 float64 sums a thread. A call with S=2048, n=3072 has 24 x 16 programs, three for each of an
@@ -15,7 +16,7 @@ ROWS, COLUMNS, WARPS, CHUNK = 16, 128, 4, 128
 DOT = False  # whether tl.dot is used, which Triton's interpreter gets wrong in bfloat16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def square_sum_kernel(
     g, scale, partial, rows, columns, g_row,
     SCALED: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -37,7 +38,7 @@ def square_sum_kernel(
     tl.store(partial + chunk * columns + column, tl.sum(acc, 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def add_kernel(F, partial, chunks, columns, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Grid (column blocks,). Adds the partial sums of all chunks to F."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)

@@ -7,6 +7,7 @@ ones: a tile never straddles samples, so no atomics and a sample's bits do not d
 import torch
 import triton
 import triton.language as tl
+from pyprune.triton_kernels import COUNTS
 from pyprune.triton_kernels.activations import activate, strides, zero_outside
 from pyprune.triton_kernels.segments import add_segments_kernel, locate, offsets_or, slot_count
 from torch import Tensor
@@ -57,7 +58,7 @@ def _finish(
         tl.store(before + c, tl.sum(p * dz, 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def gemm_dact_maskgrad_kernel(
     dy, w2, pre, up, dpre, dup, after, before, after_part, before_part, cu_seqlens, samples, tokens, columns, depth,
     slots, blocks, dy_sample, dy_token, w2_row, pre_sample, pre_token, up_sample, up_token,
@@ -93,7 +94,7 @@ def gemm_dact_maskgrad_kernel(
             right = tl.load(w2_at, mask=live[:, None] & inside[None, :], other=0.0)
             grad = tl.dot(left, right, grad, input_precision="tf32x3")
             dy_at += DEPTH
-            w2_at += DEPTH * w2_row
+            w2_at += DEPTH * tl.cast(w2_row, tl.int64)
         out = (first + begin) * columns
         if not RAGGED:
             out += b * tokens * columns

@@ -7,6 +7,7 @@ mirror.
 import torch
 import triton
 import triton.language as tl
+from pyprune.triton_kernels import COUNTS
 from torch import Tensor
 
 TILE, DEPTH, WARPS, STAGES = 128, 64, 8, 3
@@ -37,7 +38,7 @@ def _gram_tile(p, rows, columns, row_limit, depth, p_channel, p_inner, DEPTH: tl
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def hadamard_gram_kernel(
     h, w, ata, units, channels, tokens, width, h_token, w_channel, w_inner,
     GROUP: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
@@ -72,7 +73,7 @@ def hadamard_gram_kernel(
     tl.store(ata + b * units + a, product, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def project_kernel(
     h, target, w, partial, channels, tokens, width, h_token, t_token, w_channel, w_inner,
     TILE: tl.constexpr, DEPTH: tl.constexpr,
@@ -159,7 +160,7 @@ def _spec(dtype: str, group: int, project: bool = False) -> dict:
             **dict.fromkeys((s for s in strides if s != "w_channel"), "i64"),
         },
         "constexprs": {**constants, "w_channel": 1, "TILE": tile, "DEPTH": depth},
-        "divisible": (*pointers, *scalars, *(s for s in strides if s != "w_channel")),
+        "divisible": (*pointers, *(scalars.keys() - {"tokens"}), *(s for s in strides if s != "w_channel")),
         "options": {"num_warps": WARPS, "num_stages": STAGES},
         "max_registers": 255,
         "max_shared": 98320,

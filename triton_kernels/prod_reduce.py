@@ -6,6 +6,7 @@ One program owns (column block, segment of a sample, block of probes); see segme
 import torch
 import triton
 import triton.language as tl
+from pyprune.triton_kernels import COUNTS
 from pyprune.triton_kernels.segments import SEGMENT, add_segments_kernel, locate, offsets_or, slot_count
 from torch import Tensor
 
@@ -20,7 +21,7 @@ OUTPUTS, TERMS = 32, 64  # of a fold
 DOT = False  # whether tl.dot is used, which Triton's interpreter gets wrong in bfloat16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def prod_reduce_kernel(
     x, y, out, partial, cu_seqlens, samples, slots, probes, tokens, columns,
     x_sample, x_token, y_probe, y_sample, y_token,

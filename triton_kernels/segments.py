@@ -6,6 +6,7 @@ adds the partial sums in order: results are deterministic and a sample's bits do
 
 import triton
 import triton.language as tl
+from pyprune.triton_kernels import COUNTS
 from torch import Tensor
 
 # As in csrc/common/segments.h: the workspace of a sample that begins at token s has its first slot at s // SEGMENT + b,
@@ -52,7 +53,7 @@ def locate(slot, cu_seqlens, samples, tokens, RAGGED: tl.constexpr, SEGMENT: tl.
     return b, first, length, segment * SEGMENT
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def add_segments_kernel(
     partial, out, cu_seqlens, tokens, columns,
     RAGGED: tl.constexpr, SEGMENT: tl.constexpr, COLUMNS: tl.constexpr, samples=0, slots=0,

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from pyprune.triton_kernels import COUNTS
 from torch import Tensor
 
 # Gradient, squares and, for "mix", their total take 64 registers a thread each on 128 x 128 and 8 warps: two of them
@@ -14,7 +15,7 @@ TILE_FP32, DEPTH_FP32 = 64, 32
 DOT = True  # whether tl.dot is used, which Triton's interpreter gets wrong in bfloat16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def wgrad_group_scores_kernel(
     dy, x, w, row_partials, column_partials, cu_seqlens, samples, tokens, p, d, span, splits,
     dy_sample, dy_token, x_sample, x_token, w_row,

@@ -32,8 +32,9 @@ def run_section(section: Section, settings: Settings, worker: Path, environment:
     for attempt in range(1_000):
         base = Path(settings.scratch) / f"{section.name}-{attempt}"
         log, errors = base.with_suffix(".jsonl"), base.with_suffix(".stderr")
-        order = {"module": section.module, "log": str(log), "done": done, "settings": asdict(settings)}
         start = monotonic()
+        order = {"module": section.module, "log": str(log), "done": done, "settings": asdict(settings)}
+        order["seconds"] = end - start
         ending = _launch([sys.executable, str(worker), json.dumps(order)], environment, errors, end - monotonic())
         units, running, found, finished = _read(log)
         checks += found

@@ -1,6 +1,7 @@
 """Runs the units of one section and writes down what happens, line by line, so that a crash loses one unit at most.
 
-Started by supervise.py as `worker.py JSON` with module, log, done (units to leave out) and settings.
+Started by supervise.py as `worker.py JSON` with module, log, done (units to leave out), settings and seconds. If the
+module has a `LEAST_S`, no unit is begun with fewer seconds left: it is skipped, and not ended in the middle.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import torch
 
@@ -30,12 +31,18 @@ def main() -> None:
         def tell(**event) -> None:
             log.write(json.dumps(event) + "\n")
 
-        units = importlib.import_module(order["module"]).units(settings)
+        end = monotonic() + order["seconds"]
+        module = importlib.import_module(order["module"])
+        least, units = getattr(module, "LEAST_S", 0), module.units(settings)
         tell(units=list(units))
         for name, run in units.items():
             if name in order["done"]:
                 continue
             tell(started=name)
+            if least and end - monotonic() < least:
+                tell(check=asdict(Check(name, "skipped", "the section's time is over")))
+                tell(finished=name)
+                continue
             start = perf_counter()
             try:
                 for check in run():

@@ -31,7 +31,7 @@ inline torch::stable::Tensor as_tensor(const Matrix& m) {
 inline void serial_mm(const Matrix& left, const Matrix& right, const Matrix& out) {
   using torch::stable::detail::from, torch::stable::detail::to;
   std::array<StableIValue, 3> stack{from(as_tensor(left)), from(as_tensor(right)), from(as_tensor(out))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   (void)to<torch::stable::Tensor>(stack[0]);
 }
 

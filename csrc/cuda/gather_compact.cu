@@ -77,7 +77,7 @@ void gather_compact(Tensors tensors, OptionalTensors rows, OptionalTensors colum
   const int32_t device = tensors[0].get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
 
   const auto table = std::make_unique<Table>();
   const auto launch = [&] {

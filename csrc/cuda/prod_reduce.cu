@@ -22,7 +22,7 @@ void prod_reduce(const Tensor& x, const Tensor& y, std::optional<Tensor> cu_seql
                  Tensor out) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   void* stream_handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_handle));
   const auto stream = static_cast<cudaStream_t>(stream_handle);
 
   const bool ragged = cu_seqlens.has_value(), probed = y.dim() > x.dim();

@@ -89,23 +89,38 @@ def measure(
     1.5 seconds (5 at least). tiny: one small case, nothing compiled.
     """
     for case in cases(op, device, tiny):
-        torch.manual_seed(0)
-        inputs = _inputs(case, device)
-        arguments = inputs[0]
-        moved = op.bytes_moved(*arguments) if case.bytes_moved is None else case.bytes_moved
-        work = op.flops(*arguments) if case.flops is None else case.flops
-        candidate = op.select(*arguments)
-        functions = {OWN: op.overload, **_other_backends(op, candidate, arguments), **case.peers}
-        if case.compiled and "eager" in case.peers and not tiny:
-            functions[COMPILED] = torch.compile(case.peers["eager"], dynamic=False)
-        functions |= case.yardsticks
-        if providers:
-            functions = {name: f for name, f in functions.items() if name == OWN or name in providers}
-        rounds = repeats or _rounds(functions, inputs, device)
-        timings = interleave(functions, repeats=rounds, warmup=1 if tiny else 3, inputs=inputs, device=device)
-        yardsticks = frozenset(case.yardsticks.keys() & functions.keys())
-        limits = ceilings(device, case.dtype, tiny)
-        yield Measured(op.name, case.shape, case.dtype, candidate.backend, moved, work, limits, timings, yardsticks)
+        yield measure_case(op, case, device, providers, repeats, tiny)
+
+
+def measure_case(
+    op: Op,
+    case: Case,
+    device: str = "cpu",
+    providers: Sequence[str] = (),
+    repeats: int | None = None,
+    tiny: bool = False,
+) -> Measured:
+    """One of the cases, see `measure`."""
+    torch.manual_seed(0)
+    if not tiny:
+        # A function compiled for eight shapes is not compiled for a ninth: its time would be eager's.
+        torch.compiler.reset()
+    inputs = _inputs(case, device)
+    arguments = inputs[0]
+    moved = op.bytes_moved(*arguments) if case.bytes_moved is None else case.bytes_moved
+    work = op.flops(*arguments) if case.flops is None else case.flops
+    candidate = op.select(*arguments)
+    functions = {OWN: op.overload, **_other_backends(op, candidate, arguments), **case.peers}
+    if case.compiled and "eager" in case.peers and not tiny:
+        functions[COMPILED] = torch.compile(case.peers["eager"], dynamic=False)
+    functions |= case.yardsticks
+    if providers:
+        functions = {name: f for name, f in functions.items() if name == OWN or name in providers}
+    rounds = repeats or _rounds(functions, inputs, device)
+    timings = interleave(functions, repeats=rounds, warmup=1 if tiny else 3, inputs=inputs, device=device)
+    yardsticks = frozenset(case.yardsticks.keys() & functions.keys())
+    limits = ceilings(device, case.dtype, tiny)
+    return Measured(op.name, case.shape, case.dtype, candidate.backend, moved, work, limits, timings, yardsticks)
 
 
 def unknown_providers(ops_: Sequence[Op], device: str, providers: Sequence[str]) -> list[str]:

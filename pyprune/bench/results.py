@@ -102,11 +102,18 @@ class Results:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of one file, none if it is not there."""
+    """The rows of one file, none if it is not there; InputError for a file of other columns."""
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), tuple(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: no table of results ({error})") from None
+    if columns and columns != COLUMNS:
+        raise InputError(f"{path}: no table of results: its columns are {', '.join(columns)[:80]}")
+    return rows
 
 
 def _key(row: dict[str, str]) -> tuple[str, ...]:

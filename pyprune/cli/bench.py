@@ -39,26 +39,27 @@ def bench(
     quiet: opt.Quiet = False,
 ) -> None:
     """Time ops beside eager torch, torch.compile and other libraries: in turns, medians, with the device's ceilings."""
-    import torch
     from rich.console import Console
     from tqdm import tqdm
 
     from pyprune.api import pick_device
     from pyprune.bench.kernels import chosen_ops, measure, record, unknown_providers
-    from pyprune.bench.results import Results, device_name, table_path
+    from pyprune.bench.results import Results, device_name, read, table_path
     from pyprune.report import bench as report
 
     chosen = chosen_ops(ops or [])
     device = pick_device(device)
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device={device!r}: torch {torch.__version__} finds no CUDA device")
+    _check_device(device)
     wanted = [name.strip() for name in (providers or "").split(",") if name.strip()]
     if unknown := unknown_providers(chosen, device, wanted):
         raise InputError(f"providers: nobody is called {unknown[0]!r} in {', '.join(op.name for op in chosen)}")
     if plot is not None and plot.suffix.lower() != ".png":
         raise InputError(f"plot={str(plot)!r} must end in .png")
-    for path in filter(None, (csv, plot)):
-        _check_writable(path)
+    if csv is not None:
+        _check_writable(table_path(csv, device))
+        read(table_path(csv, device))  # rows are merged into a table of the same columns, or into none
+    if plot is not None:
+        _check_writable(plot)
 
     console, found = Console(), []
     for op in tqdm(chosen, "bench", disable=quiet or as_json, leave=False):
@@ -78,8 +79,23 @@ def bench(
         print(*report.summary(found), sep="\n")
 
 
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"device={device!r}: choose auto, cpu, cuda, cuda:1, ...")
+    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device={device!r}: torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices")
+
+
 def _check_writable(path: Path) -> None:
-    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a folder: give a file")
+    folder = path.parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):

@@ -44,6 +44,20 @@ Tuning = Annotated[
     typer.Option(help="How accuracy is recovered: refit or none; with a published system bias, with kwon mask too."),
 ]
 Floor = Annotated[int, typer.Option(help="Units that stay in every block at least.")]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(help="Pattern of blocks that stay whole, 'encoder.layer.0.*' for example; may be given again."),
+]
+Axes = Annotated[
+    str | None, typer.Option(help="The only axes that lose units, separated by commas: heads,neurons. Default: all.")
+]
+MultipleOf = Annotated[
+    int, typer.Option(help="Round widths so that channels are multiples of this, 64 for example; or dense.")
+]
+Deploy = Annotated[
+    str,
+    typer.Option(help="layers: every layer its own shape; uniform: one shape for all, which loads without pyprune."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the data split and of every random draw.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; auto takes the GPU where there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="Dtype to load, compute and save in. Default: the checkpoint's own.")]
@@ -57,6 +71,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no ta
 def budget(flops: str | None, params: str | None) -> dict[str, str] | None:
     """The budget mapping of `--flops` and `--params`, None when neither is given."""
     return {k: v for k, v in (("flops", flops), ("params", params)) if v is not None} or None
+
+
+def bounds(floor: int, keep: list[str] | None, axes: str | None, multiple_of: int, deploy: str) -> dict[str, Any]:
+    """The arguments of `pyprune.plan` that bound what a plan may take away."""
+    chosen = None if axes is None else [axis.strip() for axis in axes.split(",")]
+    return {"floor": floor, "keep": keep or (), "axes": chosen, "multiple_of": multiple_of, "deploy": deploy}
 
 
 def settings(**given: Any) -> dict[str, Any]:
@@ -79,15 +99,3 @@ def hush_transformers() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-
-
-def torch_dtype(name: str | None) -> Any:
-    """`float32`, `bfloat16` or `float16` as a torch dtype; InputError for other names."""
-    import torch
-
-    if name is None:
-        return None
-    dtype = getattr(torch, name, None)
-    if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise InputError(f"dtype={name!r}: choose float64, float32, bfloat16 or float16")
-    return dtype

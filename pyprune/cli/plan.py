@@ -22,6 +22,10 @@ def plan(
     length: opt.Length = None,
     recipe: opt.RecipeOption = "surgeon",
     floor: opt.Floor = 0,
+    keep: opt.Keep = None,
+    axes: opt.Axes = None,
+    multiple_of: opt.MultipleOf = 1,
+    deploy: opt.Deploy = "layers",
     tuning: opt.Tuning = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file when it exists.")] = False,
     as_json: opt.Json = False,
@@ -42,7 +46,13 @@ def plan(
         raise InputError("give --flops, --params or both")
     loaded, _ = load(model)
     made = pyprune.plan(
-        loaded, Scores.load(scores), budget, recipe=recipe, length=length, floor=floor, **opt.settings(tuning=tuning)
+        loaded,
+        Scores.load(scores),
+        budget,
+        recipe=recipe,
+        length=length,
+        **opt.bounds(floor, keep, axes, multiple_of, deploy),
+        **opt.settings(tuning=tuning),
     )
     if out is not None:
         made.save(out)

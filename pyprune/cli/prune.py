@@ -25,6 +25,10 @@ def prune(
     samples: opt.SamplesOption = 512,
     length: opt.Length = None,
     floor: opt.Floor = 0,
+    keep: opt.Keep = None,
+    axes: opt.Axes = None,
+    multiple_of: opt.MultipleOf = 1,
+    deploy: opt.Deploy = "layers",
     recipe: opt.RecipeOption = "surgeon",
     criterion: opt.Criterion = None,
     tuning: opt.Tuning = None,
@@ -59,7 +63,7 @@ def prune(
     budget = opt.budget(flops, params)
     if plan is None and budget is None:
         budget = {"flops": "60%"}
-    settings = opt.settings(criterion=criterion, tuning=tuning, score_dtype=opt.torch_dtype(score_dtype))
+    settings = opt.settings(criterion=criterion, tuning=tuning, score_dtype=score_dtype)
     # Made absolute, because `.` has no name; of a hub id the last part stays too.
     out = out or Path(f"{os.path.basename(os.path.abspath(model))}-pruned")
     silent = quiet or as_json
@@ -72,7 +76,7 @@ def prune(
         out=out,
         samples=samples,
         length=length,
-        floor=floor,
+        **opt.bounds(floor, keep, axes, multiple_of, deploy),
         seed=seed,
         device=device,
         dtype=dtype,

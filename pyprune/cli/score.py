@@ -40,7 +40,7 @@ def score(
         device=device,
         dtype=dtype,
         quiet=quiet or as_json,
-        **opt.settings(criterion=criterion, score_dtype=opt.torch_dtype(score_dtype)),
+        **opt.settings(criterion=criterion, score_dtype=score_dtype),
     )
     scores.save(out)
     if as_json:
@@ -49,5 +49,6 @@ def score(
         )
     elif not quiet:
         print(f"{sum(v.numel() for v in scores.values.values()):,} units scored ({scores.meta}); written to {out}")
+        print(*(f"note: {notice}\n" for notice in scores.meta.get("notices", [])), sep="", end="")
         if scores.meta["truncated"]:
             print(f"note: {scores.meta['truncated']} samples were longer than the model takes and were cut")

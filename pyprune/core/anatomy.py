@@ -8,6 +8,7 @@ family's name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -134,6 +135,11 @@ class UnitGroup:
     attributes: tuple[Attribute, ...] = ()
     config_key: str = ""
     least: int = 0
+
+
+def group_kind(group: UnitGroup) -> str:
+    """The group's name without its layer: what the groups of one stack and one kind have in common."""
+    return re.sub(r"\blayers(\.\d+)+", "layers.*", group.name)
 
 
 @dataclass(frozen=True)

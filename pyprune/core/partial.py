@@ -54,7 +54,7 @@ class Partial:
         plan.save(self._open() / _PLAN)
 
     def remove(self) -> None:
-        """Delete the stage results, and the folder unless it holds something else: the run is finished, or starts anew."""
+        """Delete the stage results, and the folder if nothing else is in it: the run is finished, or starts anew."""
         for name in _FILES:
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):

@@ -13,13 +13,18 @@ import torch
 from pyprune.core.anatomy import Anatomy
 
 
-def standardised(values: Mapping[str, torch.Tensor], anatomy: Anatomy) -> dict[str, torch.Tensor]:
-    """Cost times how many standard deviations a unit stands above its block's mean (An et al. 2024), moved above 0."""
+def standardised(channels: Mapping[str, torch.Tensor], anatomy: Anatomy) -> dict[str, torch.Tensor]:
+    """Cost times how many standard deviations of its block's channels a unit stands above their mean, moved above 0.
+
+    `channels[name]` is `[size * width]`; a unit takes the mean of its channels (An et al. 2024: standardised first, so
+    that heads, whose means lie close together, are not spread as far as neurons).
+    """
     found = {}
     for group in anatomy.groups:
-        v = values[group.name].double()
+        v = channels[group.name].double()
         spread = v.std(correction=1) if len(v) > 1 else torch.zeros(())
-        found[group.name] = (v - v.mean()) / spread if spread > 0 else torch.zeros_like(v)
+        z = (v - v.mean()) / spread if spread > 0 else torch.zeros_like(v)
+        found[group.name] = z.view(group.size, group.width).mean(1)
     least = min((float(v.min()) for v in found.values() if len(v)), default=0.0)
     return {g.name: (found[g.name] - least) * g.cost.params for g in anatomy.groups}
 

@@ -39,12 +39,15 @@ class Criterion:
     """`values(evidence)` gives `[size]` scores for every group name.
 
     `needs` names the part of the statistics that it reads: per-sample mask `gradients`, the totals of `channels`, or
-    sums over single `weights`' gradients, of the kind `mode` (see `capture.weight_scores`).
+    sums over single `weights`' gradients, of the kind `mode` (see `capture.weight_scores`). `first_order` says that the
+    mean of the gradients counts, not their squares: with labels drawn from the model, whose mean gradient is 0, only
+    noise would be left.
     """
 
     values: Values
     needs: Need
     mode: str = ""
+    first_order: bool = False
 
     @property
     def needs_data(self) -> bool:
@@ -54,11 +57,13 @@ class Criterion:
 CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
-def criterion(name: str, needs: Need = "nothing", mode: str = "") -> Callable[[Values], Values]:
+def criterion(
+    name: str, needs: Need = "nothing", mode: str = "", first_order: bool = False
+) -> Callable[[Values], Values]:
     """Decorator that registers a function of `Evidence` as a criterion."""
 
     def add(values: Values) -> Values:
-        CRITERIA.register(name)(Criterion(values, needs, mode))
+        CRITERIA.register(name)(Criterion(values, needs, mode, first_order))
         return values
 
     return add

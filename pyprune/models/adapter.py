@@ -132,6 +132,13 @@ def _source_tokens(model: Any, prefix: str) -> float | None:
     return None if tell is None else tell(model, prefix)
 
 
+def configs_of(member: Member, root: Any) -> tuple[Any, ...]:
+    """Every config that describes `member`: its own first, and those inside `root`, the config of the whole model."""
+    own = member.model.config
+    inside = twins(root, own.model_type, member.prefix) if member.prefix else []
+    return (own, *(config for config in inside if config is not own))
+
+
 def records(model: nn.Module) -> list[Record]:
     """The configs that note the widths of the groups of `model`, as it stands now.
 
@@ -139,7 +146,7 @@ def records(model: nn.Module) -> list[Record]:
     the groups' full names.
     """
     found = list(members(model))
-    configs = [(m.model.config, *twins(model.config, m.model.config, m.prefix)) for m in found]
+    configs = [configs_of(member, model.config) for member in found]
     noted: dict[int, Record] = {}
     for member, own in zip(found, configs, strict=True):
         groups = [part.block(place).units for place, part in member.parts()]

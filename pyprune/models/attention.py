@@ -33,6 +33,9 @@ class Attention(Part):
     family computes `head_dim` from it. `exit` is as in `core.anatomy.Block`, `cross` marks attention to another
     sequence, `reduced_keys` attention to fewer tokens of the same, and `empty_` replaces the forward of a module that
     lost all its heads. `when` tells the layers that have this attention; None: all.
+
+    `native_key` is the attribute that counts units in all layers alike (default: `config_key`), `queries_key` the one
+    that counts query heads.
     """
 
     module: str
@@ -50,6 +53,8 @@ class Attention(Part):
     config_counts: tuple[str, ...] = ()
     tables: tuple[tuple[str, int], ...] = ()
     config_key: str = ""
+    native_key: str = ""
+    queries_key: str = ""
     derives_head_dim: bool = False
     exit: tuple[str, ...] | None = ()
     cross: bool = False
@@ -94,6 +99,13 @@ class Attention(Part):
             config_key=self.config_key,
         )
         return Block(place.path, f"{place.path}.{self.output}", (), place.below(self.exit), group)
+
+    def native(self, place: Place) -> dict[str, int]:
+        """Numbers of heads, and the size of one, under their names in the config."""
+        key, module = self.native_key or self.config_key, place.layer.get_submodule(self.module)
+        size = self.block(place).units.size
+        named = {key: size, self.queries_key: size * self._queries_per_unit(module)}
+        return {name: value for name, value in named.items() if name} | {"head_dim": getattr(module, self.head_dim)}
 
     def emptied(self, place: Place) -> None:
         """Let the module run without heads: its output is the bias of the output projection."""

@@ -38,6 +38,10 @@ class Part:
     def emptied(self, place: Place) -> None:
         """Let the layer at `place` run when this part has lost all its units (after `cut`)."""
 
+    def native(self, place: Place) -> dict[str, int]:
+        """Attributes of the config that say this part's width, if all layers share it; empty where there are none."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Stack:

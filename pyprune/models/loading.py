@@ -111,7 +111,7 @@ def _checked_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
 def _checked_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
+        torch.empty(1, device=found).cpu()  # `meta` makes tensors and has no data
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device={str(device)!r} cannot be used here: {_first_line(error)}") from None
     return found

@@ -17,6 +17,7 @@ from pyprune.core.errors import InputError
 
 # What sentence-transformers reads besides the model, and the list that names its further modules' folders.
 _SENTENCE_MODULES = "modules.json"
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _SENTENCE_FILES = (_SENTENCE_MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
 
 
@@ -72,13 +73,16 @@ def complete_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator
 def write_checkpoint(model: nn.Module, tokenizer: Any, folder: Path, source_dir: str | Path | None = None) -> None:
     """Fill `folder` with model, generation config and tokenizer, so that plain `from_pretrained` loads them.
 
-    With `source_dir`, the folder that the dense model came from, the files that make it a sentence-transformers model
-    are copied too.
+    With `source_dir`, the folder that the dense model came from, what its processors of images and sound read and the
+    files that make it a sentence-transformers model are copied too.
     """
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if source_dir is not None:
+        for name in _PROCESSOR_FILES:
+            if (Path(source_dir) / name).is_file():
+                shutil.copyfile(Path(source_dir) / name, folder / name)
         _copy_sentence_transformers_files(Path(source_dir), folder)
 
 

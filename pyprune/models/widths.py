@@ -78,19 +78,15 @@ def write_widths(
         setattr(config, PRUNED_GROUPS, named)
 
 
-def twins(root: Any, config: Any, prefix: str) -> Iterator[Any]:
-    """Copies of a member's `config` inside the config of the whole model, which is what a checkpoint stores.
+def twins(root: Any, model_type: str, prefix: str) -> list[Any]:
+    """The configs inside that of the whole model that describe the member at `prefix`; they are what is saved.
 
     A member is often built from a copy. It is found by its model type; of several by the name of the member's path.
     """
-    inner = list(configs_below(root))
-    if any(other is config for _, other in inner):
-        return
-    same = [(name, other) for name, other in inner if other.model_type == config.model_type]
+    same = [(name, config) for name, config in configs_below(root) if config.model_type == model_type]
     if len(same) > 1:
-        same = [(name, other) for name, other in same if name.removesuffix("_config") in prefix]
-    for _, other in same:
-        yield other
+        same = [(name, config) for name, config in same if name.removesuffix("_config") in prefix]
+    return [config for _, config in same]
 
 
 def configs_below(config: Any) -> Iterator[tuple[str, Any]]:

@@ -232,12 +232,19 @@ def _run(steps: _Steps, *args) -> tuple[Tensor, Tensor, Tensor]:
     rows, words = x.shape[0], weight.shape[0]
     if rows == 0:
         return loss, dx, picked
-    picked = picked.fill_(IGNORED) if labels is None else picked.copy_(labels)
+    # For max_logit a word from the beginning: the kernel that finds the right one may only be compiled.
+    nothing = 0 if target == "max_logit" else IGNORED
+    picked = picked.fill_(nothing) if labels is None else picked.copy_(labels)
     keys = row_keys(seed, row_ids, x) if target in ("sampled", "probe") else None
     step = chunk_rows(rows, words, x.device.type)
     # Rows of a multiple of 64 elements, for the vector loads of the kernels and of the products.
     pad = -words % 64
-    buffer = lambda dtype: x.new_empty((step, words + pad), dtype=dtype)[:, :words]  # noqa: E731
+
+    def buffer(dtype: torch.dtype) -> Tensor:
+        wide = x.new_empty((step, words + pad), dtype=dtype)
+        wide[:, words:].zero_()  # kernels read the padding, though they use nothing of it
+        return wide[:, :words]
+
     bias, teacher_bias = (b if b is None else F.pad(b.float(), (0, pad)) for b in (bias, teacher_bias))
     logits = buffer(torch.float32)
     gradients = buffer(x.dtype) if steps.narrow and x.dtype != torch.float32 else logits

@@ -29,13 +29,15 @@ def choose_cotangent(
     draws: int | None,
     seed: int,
     tokens: TokenReduction,
+    labels: bool = False,
 ) -> tuple[Cotangent, str, int]:
     """The cotangent, its name and the draws a sample.
 
     - `labels`: the task's own (empirical Fisher); 1 draw, unless `draws` says otherwise;
     - `sampled`: labels drawn from the model's own predictions (true Fisher, needs no labels); 2 draws;
     - `embedding`: random projections of the pooled, normalised embedding, for models without logits; 2 draws;
-    - `auto`: `sampled` where the model has logits, else `embedding`;
+    - `auto`: `sampled` where the model has logits, else `embedding`; with `labels`, which says that there are some and
+      that the sign of a gradient counts, `labels` where the model has logits;
     - a callable, such as `capture.cotangent.UserLoss(my_loss, reduction="mean")`: the user's own; 1 draw.
 
     `tokens` says whether a sample's token losses are summed (`sum`) or averaged (`mean`).
@@ -43,7 +45,7 @@ def choose_cotangent(
     if not isinstance(name, str):
         return name, "user", draws or 1
     if name == "auto":
-        name = "sampled" if has_logits(model) else "embedding"
+        name = ("labels" if labels else "sampled") if has_logits(model) else "embedding"
     draws = draws or (1 if name == "labels" else 2)
     if name == "embedding":
         if has_logits(model):
@@ -55,8 +57,8 @@ def choose_cotangent(
         raise InputError(
             f"cotangent {name!r} needs a model with logits; {type(model).__name__} has none, use 'embedding'"
         )
-    labels: Literal["given", "sampled"] = "given" if name == "labels" else "sampled"
-    return NegativeLogLikelihood(labels, is_causal(model), model.config, seed, tokens), name, draws
+    source: Literal["given", "sampled"] = "given" if name == "labels" else "sampled"
+    return NegativeLogLikelihood(source, is_causal(model), model.config, seed, tokens), name, draws
 
 
 def has_logits(model: nn.Module) -> bool:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -46,11 +45,9 @@ class Kwon(OneShot):
     name: ClassVar[str] = "kwon"
     tunings: ClassVar[tuple[str, ...]] = ("refit", "mask", "bias", "none")
 
-    def plan(
-        self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int] = 0
-    ) -> Plan:
+    def plan(self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, **bounds: Any) -> Plan:
         """Exact search, then rearrangement where per-sample statistics exist."""
-        plan = super().plan(scores, anatomy, budget, length, floor)
+        plan = super().plan(scores, anatomy, budget, length, **bounds)
         wanted = self.tuning in ("mask", "none") if self.rearrange is None else self.rearrange
         if wanted and scores.statistics is not None and scores.statistics.gradients:
             plan = rearrange(plan, scores.statistics)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -24,7 +23,8 @@ from pyprune.core.stages import Stages
 from pyprune.core.statistics import ChannelTotals, Statistics
 from pyprune.importance import CRITERIA
 from pyprune.importance.registry import Criterion, Evidence
-from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent
+from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent, is_causal
+from pyprune.recipes.precision import checked_dtype, in_dtype
 from pyprune.recovery.bias_compensation import compensate_bias
 from pyprune.recovery.blockwise import Outcome
 from pyprune.recovery.refit import check_damping, refit
@@ -40,7 +40,7 @@ class OneShot:
       for criteria without gradients.
     - `tuning`: `refit` (least squares), `bias` (bias compensation), `none`, or what a recipe adds.
     - `damping`: of the refit, relative to the mean diagonal of its statistics.
-    - `score_dtype`: floating-point type of the scoring pass; None is the model's own.
+    - `score_dtype`: floating-point type of the scoring pass, or its name; None is the model's own.
     """
 
     criterion: str = "fisher"
@@ -49,7 +49,7 @@ class OneShot:
     tokens: str = "sum"
     tuning: str = "refit"
     damping: float = 1e-2
-    score_dtype: torch.dtype | None = None
+    score_dtype: torch.dtype | str | None = None
 
     name: ClassVar[str]
     tunings: ClassVar[tuple[str, ...]] = ("refit", "bias", "none")
@@ -60,6 +60,7 @@ class OneShot:
             raise InputError(f"tuning={self.tuning!r} must be one of {', '.join(self.tunings)}")
         check_cotangent(self.cotangent, self.draws, self.tokens)
         check_damping(self.damping)
+        checked_dtype(self.score_dtype)
 
     def score(self, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages) -> Scores:
         """Scores of every unit with the statistics they came from (none for criteria without data)."""
@@ -76,22 +77,27 @@ class OneShot:
         self, criterion: Criterion, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages
     ) -> tuple[Statistics, dict[str, Any]]:
         """What the criterion needs, and what the scores' `meta` says of it."""
-        scored = model if self.score_dtype in (None, model.dtype) else copy.deepcopy(model).to(self.score_dtype)
+        scored = in_dtype(model, checked_dtype(self.score_dtype))
         batches = stages.progress(samples.batches(**batching(model)), "score")
         if criterion.needs == "channels":
             return Statistics({}, samples.lengths, channels=collect_channels(scored, anatomy, batches)), {}
-        cotangent, name, draws = choose_cotangent(model, self.cotangent, self.draws, seed, self.tokens)
-        found = {"cotangent": name, "draws": draws}
+        # A causal model's labels are the text itself.
+        labels = criterion.first_order and (samples.labels is not None or is_causal(model))
+        cotangent, name, draws = choose_cotangent(model, self.cotangent, self.draws, seed, self.tokens, labels)
+        found: dict[str, Any] = {"cotangent": name, "draws": draws}
+        if criterion.first_order and name in ("sampled", "embedding"):
+            found["notices"] = [
+                f"{self.criterion}: random cotangents ({name}) have no mean gradient, which leaves a first-order score "
+                "to chance: give labels, or take taylor_sq or fisher"
+            ]
         if criterion.needs == "weights":
             weights = collect_weight_scores(scored, anatomy, batches, cotangent, cast(Mode, criterion.mode), draws)
             return Statistics({}, samples.lengths, draws, weights=weights), found
         return collect(scored, anatomy, batches, cotangent, samples.lengths, draws), found
 
-    def plan(
-        self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int] = 0
-    ) -> Plan:
+    def plan(self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, **bounds: Any) -> Plan:
         """Exact search."""
-        return search(scores, anatomy, budget, length, floor)
+        return search(scores, anatomy, budget, length, **bounds)
 
     def tune(
         self,

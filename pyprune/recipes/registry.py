@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -26,10 +26,8 @@ class Recipe(Protocol):
         """What every unit is worth on `samples`."""
         ...
 
-    def plan(
-        self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int]
-    ) -> Plan:
-        """Which units stay under `budget`, FLOPs counted at `length` tokens a sequence."""
+    def plan(self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, **bounds: Any) -> Plan:
+        """Which units stay under `budget`, FLOPs counted at `length` tokens a sequence; `bounds` go to `search`."""
         ...
 
     def tune(

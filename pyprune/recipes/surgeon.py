@@ -6,10 +6,8 @@ cannot make up for, where Fisher information scores what is lost before anything
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,6 +24,7 @@ from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.importance.surgeon import calibrated, eliminate
 from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent
+from pyprune.recipes.precision import checked_dtype, in_dtype
 from pyprune.recipes.registry import RECIPES
 from pyprune.recovery.blockwise import Outcome
 from pyprune.recovery.refit import check_damping, refit
@@ -43,7 +42,7 @@ class Surgeon:
     - `cotangent`, `draws`, `tokens`: see `recipes.cotangents.choose_cotangent`.
     - `tuning`: `refit` or `none`. The scores suppose a refit: without one, `Kwon` does better.
     - `damping`: of the refit and of the elimination that foresees it, relative to the mean diagonal of the statistics.
-    - `score_dtype`: floating-point type of the scoring passes; None is the model's own.
+    - `score_dtype`: floating-point type of the scoring passes, or its name; None is the model's own.
 
     Memory: statistics of all blocks at once, 8 (n^2 + d^2) + 24 n d bytes for a block of n channels and output width d:
     34 MB for 1,536 neurons and width 384, 2.2 GB for 11,008 and 4,096.
@@ -54,7 +53,7 @@ class Surgeon:
     tokens: Literal["sum", "mean"] = "sum"
     tuning: Literal["refit", "none"] = "refit"
     damping: float = 1e-2
-    score_dtype: torch.dtype | None = None
+    score_dtype: torch.dtype | str | None = None
 
     name = "surgeon"
 
@@ -63,11 +62,12 @@ class Surgeon:
             raise InputError(f"tuning={self.tuning!r} must be refit or none with the surgeon recipe")
         check_cotangent(self.cotangent, self.draws, self.tokens)
         check_damping(self.damping)
+        checked_dtype(self.score_dtype)
 
     def score(self, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages) -> Scores:
         """Second-order scores: two passes over data, with every block taken apart in between."""
         cotangent, name, draws = choose_cotangent(model, self.cotangent, self.draws, seed, self.tokens)
-        scored = model if self.score_dtype in (None, model.dtype) else copy.deepcopy(model).to(self.score_dtype)
+        scored = in_dtype(model, checked_dtype(self.score_dtype))
         batches = stages.progress(samples.batches(**batching(model)), "curvature")
         curvature = collect_curvature(scored, anatomy, batches, cotangent, draws)
         blocks = [block for block in anatomy.blocks if block.units.size]
@@ -90,11 +90,9 @@ class Surgeon:
         meta = {"criterion": "surgeon", "cotangent": name, "draws": draws, "samples": len(samples), "seed": seed}
         return Scores(values, {**meta, "mean_length": float(samples.lengths.double().mean())})
 
-    def plan(
-        self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, floor: int | Mapping[str, int] = 0
-    ) -> Plan:
+    def plan(self, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, **bounds: Any) -> Plan:
         """Exact search over the calibrated scores."""
-        return search(scores, anatomy, budget, length, floor)
+        return search(scores, anatomy, budget, length, **bounds)
 
     def tune(
         self,

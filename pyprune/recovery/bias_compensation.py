@@ -18,6 +18,8 @@ from pyprune.core.plan import Plan
 from pyprune.core.statistics import ChannelTotals
 from pyprune.recovery.blockwise import Outcome
 
+NO_BIAS = "the projection has no bias to compensate in (tuning refit does without)"
+
 
 @torch.no_grad()
 def compensate_bias(
@@ -35,7 +37,7 @@ def compensate_bias(
         if plan.counts[group.name] == group.size:
             outcomes.append(Outcome(group.name, False, "nothing was removed"))
         elif projection.bias is None:
-            outcomes.append(Outcome(group.name, False, "the projection has no bias"))
+            outcomes.append(Outcome(group.name, False, NO_BIAS))
         else:
             gone = (~plan.mask(group.name)).repeat_interleave(group.width)
             missing = matrix(teacher).double()[:, gone.to(teacher.weight.device)]

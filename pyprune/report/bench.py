@@ -106,7 +106,8 @@ def roofline(found: Sequence[Measured], path: Path, device: str) -> None:
             )
     axes.set(xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="FLOP/s", title=device)
     axes.grid(True, which="major", lw=0.3)
-    axes.legend(loc="upper left", fontsize=8)
+    if drawn:
+        axes.legend(loc="upper left", fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

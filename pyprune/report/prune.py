@@ -166,7 +166,13 @@ def _remarks(report: dict[str, Any]) -> list[str]:
         f"{c['name']}: max abs difference {c['difference']:.2e}, {'equal' if c['equal'] else 'DIFFERENT'}"
         for c in report["checks"]
     ]
-    untuned = [f"not tuned: {block}: {reason}" for block, reason in report["not_tuned"].items()]
+    reasons: dict[str, list[str]] = {}
+    for block, reason in report["not_tuned"].items():
+        reasons.setdefault(reason, []).append(block)
+    untuned = []
+    for reason, blocks in reasons.items():
+        which = blocks[0] if len(blocks) == 1 else f"{len(blocks)} of {len(report['kept'])} blocks"
+        untuned.append(f"not tuned: {which}: {reason}")
     return checks + untuned + [f"note: {notice}" for notice in report["notices"]]
 
 

@@ -5,7 +5,8 @@ import torch
 
 from pyprune.bench import ops as bench_ops
 from pyprune.bench.ceilings import Ceilings, ceilings
-from pyprune.bench.kernels import OWN, Measured, chosen_ops, measure, record, unknown_providers
+from pyprune.bench.kernels import OWN, Measured, chosen_ops, measure, measure_case, record, unknown_providers
+from pyprune.bench.ops import Case
 from pyprune.bench.results import Results, table_path
 from pyprune.bench.timing import Timing
 from pyprune.core.errors import InputError
@@ -47,6 +48,13 @@ def test_peers_do_the_same_job(op):
         assert any(torch.allclose(a, b.double(), rtol=1e-2, atol=1e-3) for a in same)
 
 
+@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+def test_any_gpu_is_measured_like_the_first(op):
+    """Cases are described without touching the device."""
+    first, second = ([(c.shape, c.dtype, sorted(c.peers)) for c in bench_ops.cases(op, d)] for d in ("cuda", "cuda:1"))
+    assert first == second
+
+
 def test_the_floor_decides_over_the_rate():
     memory = measured(moved=100, flops=10, pyprune=0.2, eager=0.4)
     assert memory.floor_s == 0.1
@@ -86,3 +94,24 @@ def test_rows(tmp_path):
 def test_ceilings_are_measured_once():
     assert ceilings("cpu", "fp32", tiny=True) is ceilings("cpu", "fp32", tiny=True)
     assert ceilings("cpu", "fp32", tiny=True).seconds(0, 0) == 0
+
+
+def test_every_case_is_compiled(monkeypatch):
+    """`torch.compile` gives a function up after eight shapes, and then runs it as it is."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
+
+    def eager(x, *_):
+        return x.sum(1), x, x
+
+    op = OPS["channel_stats"]
+    for n in range(10):
+        case = Case(f"{n}", "fp32", lambda n=n: (torch.ones(1, 2, 3 + n), None, None), {"eager": eager})
+        measure_case(op, case, providers=["compile"], repeats=1)
+    assert len(compiled) == 10

@@ -365,3 +365,65 @@ def test_the_main_job_is_judged():
     report = json.loads(json.dumps(report))
     found = {c.name: c.status for c in main_job.judge("fp32", report)}
     assert found == dict.fromkeys(("fp32: masked = sliced", "fp32: budget", "fp32: fidelity"), "failed")
+
+
+def test_benchmarks_of_all_ops_take_turns():
+    units = bench.units(replace(SETTINGS, tiny=False))
+    turns = [name.split()[0] for name in units]
+    assert turns[: len(ops.OPS)] == list(ops.OPS)
+    assert len(units) == sum(len(list(bench.cases(op, "cpu"))) for op in ops.OPS.values())
+    assert next(name for name in units if name.startswith("prod_reduce ")).endswith("bf16")
+
+
+def test_a_unit_that_does_not_fit_is_not_begun(tmp_path):
+    """Run by the real worker, with the package laid out as an installation has it."""
+    site, log = tmp_path / "site", tmp_path / "log.jsonl"
+    site.mkdir()
+    install.lay_out(site, libraries=False)
+    (site / "benchmarks").symlink_to(ROOT / "benchmarks")
+    (site / "brief_section.py").write_text("LEAST_S = 5\ndef units(settings):\n    return {'never': lambda: 1 / 0}\n")
+    settings = {"device": "cpu", "tiny": True, "scratch": str(tmp_path)}
+    order = {"module": "brief_section", "log": str(log), "done": [], "settings": settings, "seconds": 4}
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    command = [sys.executable, str(site / "benchmarks/gpu/worker.py"), json.dumps(order)]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert events[2]["check"]["status"] == "skipped"
+    assert events[3] == {"finished": "never"}
+
+
+def test_precompiling_launches_nothing():
+    code = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+from benchmarks.gpu import precompile
+from benchmarks.gpu.record import Settings
+
+class Driver:
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+
+def compile(self, key, signature, device, constexprs, options, attrs, warmup):
+    assert warmup
+    print("compiled", self.__name__)
+    self.device_caches[device][0][key] = object()
+
+driver.set_active(Driver())
+JITFunction._do_compile = compile
+torch.version.cuda = "13.0"  # what makes Triton's candidates available
+for share in range(2):
+    precompile.compile_share(Settings(device="cpu", tiny=True, scratch=""), share, 2)
+"""
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "FAILED" not in done.stdout
+    names = done.stdout.split()[1::2]
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "triton_kernels").glob("*.py"))
+    assert set(names) == set(re.findall(r"^def (\w+_kernel)\(", sources, re.MULTILINE))
+    assert len(names) > 200

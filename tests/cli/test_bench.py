@@ -43,7 +43,24 @@ def test_json(run):
         (("prod_reduce", "--providers", "nobody"), "nobody is called 'nobody'"),
         (("prod_reduce", "--plot", "roof.pdf"), "must end in .png"),
         (("prod_reduce", "--csv", "/dev/null/rows.csv"), "cannot be written"),
+        (("prod_reduce", "--device", "abacus"), "device='abacus': choose"),
+        (("prod_reduce", "--device", ""), "device='': choose"),
+        (("prod_reduce", "--device", "meta"), "device='meta': choose"),
+        (("prod_reduce", "--device", "cuda:99"), "CUDA devices"),
     ],
 )
 def test_refusals(run, arguments, says):
     refuse(run, "bench", *arguments, says=says)
+
+
+def test_files_that_are_something_else_are_refused_before_anything_is_timed(run, tmp_path):
+    (tmp_path / "plain").write_text("hello")
+    (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
+    for folder in ("folder.csv", "folder.png"):
+        (tmp_path / folder).mkdir()
+    refuse(run, "bench", "prod_reduce", *TINY, "--csv", "plain", says="plain is no folder")
+    refuse(run, "bench", "prod_reduce", *TINY, "--csv", "odd.csv", says="its columns are a, b")
+    refuse(run, "bench", "prod_reduce", *TINY, "--csv", "binary.csv", says="no table of results")
+    refuse(run, "bench", "prod_reduce", *TINY, "--csv", "folder.csv", says="is a folder")
+    refuse(run, "bench", "prod_reduce", *TINY, "--plot", "folder.png", says="is a folder")

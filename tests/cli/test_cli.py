@@ -66,6 +66,16 @@ def test_tables_name_everything(run, dense, text):
         assert words in out, words
 
 
+def test_blocks_without_a_bias_are_told_in_one_line(run, tmp_path):
+    llama = tiny_checkpoint(tmp_path / "models" / "llama", "llama", "AutoModelForCausalLM")
+    data = ("--data", llama.parent / "passages.txt", *SAMPLES)
+    code, out, _ = run("prune", llama, *data, "--out", "small", "--recipe", "flap", "--flops", "50%")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "no bias" in line]
+    assert line.startswith("not tuned: 6 of 6 blocks: ")
+    assert "refit" in line
+
+
 def test_score_plan_prune_in_steps_equals_one_run(run, dense, text):
     assert run("prune", dense, "--data", text, "--out", "once", "--flops", "0.6", "--quiet", *SAMPLES)[0] == 0
     assert run("score", dense, "--data", text, "--out", "s.safetensors", "--quiet", *SAMPLES)[0] == 0
@@ -92,6 +102,20 @@ def test_dry_run_explains_and_writes_nothing(run, dense, text):
     assert "layers.0.heads" in out
     assert list(Path.cwd().iterdir()) == []
     assert run("prune", dense, "--data", text, "--flops", "0.5", "--dry-run", "--quiet", *SAMPLES)[:2] == (0, "")
+
+
+def test_kept_blocks_axes_and_multiples(run, dense, text):
+    arguments = ["prune", dense, "--data", text, "--flops", "0.8", "--dry-run", "--json", *SAMPLES]
+    code, out, _ = run(*arguments, "--keep", "layers.0.*", "--keep", "*.neurons")
+    kept = json.loads(out)["kept"]
+    assert code == 0
+    whole = json.loads(run(*arguments[:5], "1.0", *arguments[6:])[1])["kept"]
+    assert all(kept[name] == size for name, size in whole.items() if name.startswith("layers.0") or "neurons" in name)
+    assert kept != whole
+    code, out, _ = run(*arguments, "--axes", "neurons", "--multiple-of", "4")
+    kept = json.loads(out)["kept"]
+    assert all(kept[name] == size for name, size in whole.items() if "heads" in name)
+    assert all(count % 4 == 0 for name, count in kept.items() if "neurons" in name)
 
 
 def test_verify_a_dense_model(run, dense):
@@ -172,19 +196,27 @@ def tiny_copy(dense, name):
 def test_bad_options(run, dense, text):
     arguments = ["prune", dense, "--data", text, "--out", "small"]
     refuse(run, *arguments, "--device", "abacus", says="abacus")
+    refuse(run, *arguments, "--device", "meta", says="device='meta' cannot be used here")
     refuse(run, *arguments, "--dtype", "int7", says="int7")
+    refuse(run, *arguments, "--score-dtype", "int8", says="score_dtype='int8'")
     refuse(run, *arguments, "--recipe", "alchemy", says="kwon")
     refuse(run, *arguments, "--recipe", "kwon", "--criterion", "alchemy", says="fisher")
     refuse(run, *arguments, "--criterion", "fisher", says="no setting")
     refuse(run, *arguments, "--tuning", "alchemy", says="refit")
     refuse(run, *arguments, "--length", "0", says="length")
     refuse(run, *arguments, "--samples", "0", says="samples")
+    refuse(run, *arguments, "--keep", "decoder.*", says="fits no block of the model")
+    refuse(run, *arguments, "--axes", "heads,kv_groups", says="the model has heads, neurons")
+    refuse(run, *arguments, "--multiple-of", "0", says="multiple_of=0 must be 1 or more")
 
 
 def test_bad_plan_and_score_files(run, dense, text):
     prune = ["prune", dense, "--data", text, "--out", "small"]
     refuse(run, *prune, "--plan", "missing.json", says="no such file")
     refuse(run, *prune, "--plan", ".", says="is a directory")
+    for option, value in (("length", 9), ("floor", 1), ("criterion", "magnitude"), ("score-dtype", "bfloat16")):
+        given = ("--recipe", "kwon", "--plan", "missing.json", f"--{option}", value)
+        refuse(run, *prune, *given, says=f"{option.replace('-', '_')}: of no account with a plan")
     assert run("score", dense, "--data", text, "--out", "s.safetensors", "--quiet", *SAMPLES)[0] == 0
     plan = ["plan", dense, "--scores", "s.safetensors", "--flops", "0.6", "--out"]
     refuse(run, *plan, "nowhere/p.json", says="does not exist")

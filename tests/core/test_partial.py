@@ -78,7 +78,7 @@ def test_what_others_put_there_is_never_deleted(tmp_path, resume):
     partial = started(tmp_path / "out")
     precious = partial.folder / "precious.txt"
     precious.write_text("keep me")
-    with pytest.raises(InputError, match="'precious.txt' in it is none"):
+    with pytest.raises(InputError, match=r"'precious\.txt' in it is none"):
         Partial(tmp_path / "out", SETTINGS, resume)
     partial.remove()
     assert [p.name for p in partial.folder.iterdir()] == ["precious.txt"]

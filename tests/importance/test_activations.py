@@ -70,6 +70,12 @@ def test_flap_by_hand():
     assert scores("flap")[2] == 0
 
 
+def test_flap_standardises_channels_before_it_takes_a_units_mean():
+    raw = torch.tensor([2.0, 48, 0, 36], dtype=F64)
+    z = ((raw - raw.mean()) / raw.std()).view(2, 2).mean(1)
+    numerics.ratio(scores("flap", width=2), (z - z.min()) * 10)
+
+
 def test_totals_do_not_depend_on_how_samples_come():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(40, 5, generator=generator, dtype=F64) * 1e-2 + 1e3

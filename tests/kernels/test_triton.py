@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aot
 import pytest
+from pyprune.triton_kernels import COUNTS
 
 from pyprune import ops
 
@@ -73,7 +74,9 @@ def test_every_kernel_is_compiled():
     kernels = {
         (path.stem, name)
         for path in (HERE.parents[1] / "triton_kernels").glob("*.py")
-        for name in re.findall(r"^@triton\.jit\ndef (\w+_kernel)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for name in re.findall(
+            r"^@triton\.jit(?:\(.*\))?\ndef (\w+_kernel)\(", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
     }
     specs = [spec["kernel"].fn.__code__ for spec in aot.specs()]
     assert kernels == {(Path(code.co_filename).stem, code.co_name) for code in specs}
@@ -97,3 +100,10 @@ def test_products_that_may_wrap_are_counted():
         )
         == 2
     )
+
+
+def test_no_kernel_is_compiled_anew_for_another_count():
+    kernels = [spec["kernel"] for spec in aot.specs()]
+    assert [
+        (k.fn.__name__, p.name) for k in kernels for p in k.params if p.name in COUNTS and not p.do_not_specialize
+    ] == []

@@ -1,5 +1,6 @@
 """linear_cross_entropy: a table by hand, the distribution of what is drawn, and what the ladder does not ask."""
 
+import importlib
 import itertools
 import math
 
@@ -288,3 +289,31 @@ def test_bytes_and_flops():
     assert flops(x, w, None, None, "max_logit") == 2 * 3 * 4 * 5
     assert flops(x, w, None, None, "kl", x[:, :2], w[:, :2]) == 4 * 3 * 4 * 5 + 2 * 3 * 2 * 5
     assert bytes_moved(x, w, None, None, "labels") == 2 * (3 * 4 + 3 * 4 + 2 * 5 * 4) + 3 * 12
+
+
+def test_the_padding_that_kernels_read_is_set():
+    """compute-sanitizer's initcheck would report it."""
+    module, seen = importlib.import_module("pyprune.ops.linear_cross_entropy"), []
+
+    def rows(z, gradient, bias, teacher, *_):
+        seen.extend(t.as_strided((len(t), t.stride(0) - t.shape[1]), t.stride(), t.shape[1]) for t in (z, teacher))
+
+    nothing = lambda *_: None  # noqa: E731
+    x, weight = torch.ones(3, 4), torch.ones(70, 4)
+    with numerics.poisoned():
+        module._run(
+            module._Steps(nothing, rows, nothing, narrow=True),
+            x,
+            weight,
+            None,
+            None,
+            "kl",
+            x,
+            weight,
+            None,
+            1.0,
+            0,
+            None,
+        )
+    assert [t.shape for t in seen] == [(3, 58)] * 2
+    assert not any(t.any() for t in seen)

@@ -122,8 +122,8 @@ def test_scoring_in_another_dtype_leaves_the_model_in_its_own():
 def test_plans_are_searched_and_rearranged_where_no_refit_follows(settings, rearranged):
     model, recipe = tiny_model("bert"), Kwon(**settings)
     scores = scored(model, recipe)
-    plan = recipe.plan(scores, anatomy_of(model), HALF, 10.0, 1)
-    searched = search(scores, anatomy_of(model), HALF, 10.0, 1)
+    plan = recipe.plan(scores, anatomy_of(model), HALF, 10.0, floor=1)
+    searched = search(scores, anatomy_of(model), HALF, 10.0, floor=1)
     expected = rearrange(searched, scores.statistics) if rearranged else searched
     assert plan.meta.get("rearranged", False) is rearranged
     for name, index in expected.kept.items():

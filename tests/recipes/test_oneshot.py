@@ -13,7 +13,7 @@ from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.importance import CRITERIA
 from pyprune.models.adapter import adapter_for
-from pyprune.recipes import RECIPES, Flap, LLMPruner
+from pyprune.recipes import RECIPES, Flap, Kwon, LLMPruner, Surgeon
 from pyprune.slicing.slice import slice_
 from pyprune.testing import numerics
 from pyprune.testing.models import tiny_model
@@ -40,7 +40,7 @@ def test_scores_survive_a_file_and_meet_the_budget(criterion, tmp_path):
     scores = recipe.score(model, anatomy, samples_of(), 3, QUIET)
     scores.save(tmp_path / "scores.safetensors")
     loaded = Scores.load(tmp_path / "scores.safetensors")
-    plans = [recipe.plan(s, anatomy, HALF, 10.0, 0) for s in (scores, loaded)]
+    plans = [recipe.plan(s, anatomy, HALF, 10.0) for s in (scores, loaded)]
     for name in plans[0].kept:
         assert torch.equal(plans[0].kept[name], plans[1].kept[name])
     assert plans[0].cost(anatomy, "flops") <= 0.5 * anatomy.flops(10.0)
@@ -72,7 +72,7 @@ def test_bias_compensation_takes_the_means_of_the_scores_or_its_own(with_scores)
     model, adapter, anatomy = prepared()
     recipe, samples = Flap(), samples_of()
     scores = recipe.score(model, anatomy, samples, 0, QUIET)
-    plan = recipe.plan(scores, anatomy, HALF, 10.0, 0)
+    plan = recipe.plan(scores, anatomy, HALF, 10.0)
     students = [slice_(copy.deepcopy(model), adapter, plan) for _ in range(2)]
     outcomes = recipe.tune(students[0], model, adapter, plan, scores if with_scores else None, samples, QUIET)
     recipe.tune(students[1], model, adapter, plan, scores, samples, QUIET)
@@ -86,7 +86,7 @@ def test_bias_compensation_helps():
     model, adapter, anatomy = prepared()
     samples = samples_of(12)
     scores = Flap().score(model, anatomy, samples, 0, QUIET)
-    plan = Flap().plan(scores, anatomy, Budget.parse({"flops": 0.8}), 10.0, 0)
+    plan = Flap().plan(scores, anatomy, Budget.parse({"flops": 0.8}), 10.0)
     distances = []
     for tuning in ("none", "bias"):
         student = slice_(copy.deepcopy(model), adapter, plan)
@@ -113,3 +113,48 @@ def test_unknown_settings(recipe):
         recipe(tuning="mask")
     with pytest.raises(InputError, match="unknown criterion 'wanda'"):
         recipe(criterion="wanda")
+
+
+@pytest.mark.parametrize("recipe", [Flap, Kwon, LLMPruner, Surgeon])
+def test_a_dtype_of_no_scoring_pass_is_refused(recipe):
+    recipe(score_dtype="bfloat16")
+    for wrong in ("int8", torch.int8, "cpu"):
+        with pytest.raises(InputError, match=r"score_dtype='.*': choose float64, float32, bfloat16, float16"):
+            recipe(score_dtype=wrong)
+
+
+@pytest.mark.parametrize("recipe", ["flap", "surgeon"])
+def test_the_scoring_pass_takes_a_dtype_or_its_name(recipe):
+    model = tiny_model("bert")
+    data = [{"input_ids": row["input_ids"]} for row in samples_of().inputs]
+    named, typed = (pyprune.score(model, data, recipe=recipe, score_dtype=d) for d in ("float64", torch.float64))
+    for name, values in named.values.items():
+        numerics.exact(values, typed.values[name])
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "taylor_abs", "taylor_mix"])
+def test_first_order_scores_are_of_labels_where_there_are_any(criterion):
+    """The mean gradient of labels that the model draws is 0: other seeds would choose other units."""
+    model = tiny_model("llama", "AutoModelForCausalLM")
+    anatomy, recipe = adapter_for(model).anatomy(model), LLMPruner(criterion=criterion)
+    first, other = (recipe.score(model, anatomy, samples_of(), seed, QUIET) for seed in (0, 1))
+    assert first.meta["cotangent"] == "labels"
+    assert "notices" not in first.meta
+    for name, values in first.values.items():
+        numerics.exact(values, other.values[name])
+
+
+def test_first_order_scores_without_labels_are_told_to_be_chance():
+    model, _, anatomy = prepared()
+    assert (
+        "taylor_abs: random cotangents (embedding)"
+        in LLMPruner().score(model, anatomy, samples_of(), 0, QUIET).meta["notices"][0]
+    )
+    squares = LLMPruner(criterion="taylor_sq").score(model, anatomy, samples_of(), 0, QUIET)
+    assert "notices" not in squares.meta
+    data = [{"input_ids": row["input_ids"]} for row in samples_of().inputs]
+    result = pyprune.prune(model, {"flops": 0.5}, data, recipe="llm_pruner", dry_run=True)
+    assert any("taylor_abs" in notice for notice in result.notices)
+    labelled = Samples(samples_of(4).inputs, [torch.tensor(i % 2) for i in range(4)])
+    classifier = tiny_model("bert", "AutoModelForSequenceClassification")
+    assert pyprune.score(classifier, labelled, recipe="llm_pruner").meta["cotangent"] == "labels"

@@ -193,7 +193,47 @@ def test_a_model_without_units_is_refused():
         search(Scores({"a": torch.zeros(0)}), toy, {"flops": 0.5}, LENGTH)
 
 
-def test_too_many_kinds_of_units_are_refused_before_memory_is_spent():
+def test_many_kinds_of_units_are_tried_near_the_densest_filling(monkeypatch):
+    """Six classes of 200 units have 3e11 combinations; the bound of the fractional knapsack is met within one unit."""
     toy = anatomy(*[(f"g{i}", 200, 3 + i, 0) for i in range(6)])
-    with pytest.raises(InputError, match="6 different unit costs"):
-        search(scores_of(toy), toy, {"flops": 0.5}, LENGTH)
+    scores, budget = scores_of(toy), {"flops": 0.5}
+    plan = search(scores, toy, budget, LENGTH)
+    limit = 0.5 * toy.flops(LENGTH)
+    assert limit - unit_cost(toy.groups[-1], "flops", LENGTH) < spent(toy, plan, "flops") <= limit * ROUNDING
+    costs = torch.cat([torch.full((g.size,), unit_cost(g, "flops", LENGTH), dtype=torch.float64) for g in toy.groups])
+    values = torch.cat([scores.values[g.name] for g in toy.groups])
+    order = (values / costs).argsort(descending=True)
+    fits = costs[order].cumsum(0) <= limit
+    bound = float(values[order][fits].sum() + values[order][~fits][0])
+    assert value(scores, plan) > bound - float(values.max())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_windows_find_what_all_counts_find(monkeypatch, seed):
+    toy = anatomy(("a", 9, 5, 1), ("b", 12, 3, 0), ("c", 14, 4, 0), ("d", 15, 2, 2))
+    scores, budget = scores_of(toy, seed), {"flops": 0.45, "params": 0.6}
+    whole = search(scores, toy, budget, LENGTH)
+    monkeypatch.setattr("pyprune.search.separable._MOST_COMBINATIONS", 500)
+    assert value(scores, search(scores, toy, budget, LENGTH)) == pytest.approx(value(scores, whole), rel=1e-12)
+
+
+@pytest.mark.parametrize("multiple", [2, 4, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_widths_are_multiples_and_the_budget_is_kept_within_one_of_them(multiple, seed):
+    toy = anatomy(("a", 10, 5, 2), ("b", 10, 5, 2), ("c", 36, 2, 0), ("d", 33, 2, 0))
+    scores = scores_of(toy, seed)
+    plan = search(scores, toy, {"flops": 0.5}, LENGTH, floor={"d": 7}, multiple_of=multiple)
+    for g in toy.groups:
+        assert plan.counts[g.name] % multiple == 0 or plan.counts[g.name] == g.size
+        best = scores.values[g.name].argsort(descending=True)[: plan.counts[g.name]].sort().values
+        assert torch.equal(plan.kept[g.name], best)
+    assert plan.counts["d"] >= 7
+    limit = 0.5 * toy.flops(LENGTH)
+    dearest = max(unit_cost(g, "flops", LENGTH) for g in toy.groups) * multiple
+    assert limit - dearest < spent(toy, plan, "flops") <= limit * ROUNDING
+
+
+def test_a_rounded_floor_that_exceeds_the_budget_is_refused():
+    toy = anatomy(("a", 64, 5, 0))
+    with pytest.raises(BudgetError, match="smallest feasible"):
+        search(scores_of(toy), toy, {"flops": 0.4}, LENGTH, floor=1, multiple_of=32)

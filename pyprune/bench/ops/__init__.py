@@ -41,8 +41,13 @@ class Case:
 
 
 def cases(op: Op, device: str, tiny: bool = False) -> Iterator[Case]:
-    """The cases of an op on `"cpu"` or `"cuda"`."""
+    """The cases of an op on `"cpu"` or a GPU: `"cuda"`, `"cuda:1"`, ..."""
     yield from importlib.import_module(f"pyprune.bench.ops.{op.name}").cases(device, tiny)
+
+
+def on_gpu(device: str) -> bool:
+    """Whether `device` is a GPU, whichever: larger shapes and GPU libraries are measured there."""
+    return torch.device(device).type == "cuda"
 
 
 def normal(*shape: int, dtype: str = "fp32", device: str = "cpu") -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from pyprune.bench.ops import DTYPES, Case, normal
+from pyprune.bench.ops import DTYPES, Case, normal, on_gpu
 
 CPU_SHAPES = ((32, 128, 3072),)
 GPU_SHAPES = ((32, 128, 3072), (64, 197, 3072), (8, 2048, 14336))
@@ -17,7 +17,7 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
     if tiny:
         yield case((2, 64, 96), "fp32", device, "silu", True)
         return
-    for shape in GPU_SHAPES if device == "cuda" else CPU_SHAPES:
+    for shape in GPU_SHAPES if on_gpu(device) else CPU_SHAPES:
         for act, gated in BLOCKS:
             for dtype in DTYPES:
                 yield case(shape, dtype, device, act, gated)
@@ -64,5 +64,5 @@ def case(shape: tuple[int, ...], dtype: str, device: str, act: str, gated: bool)
         return grad, pre, up if gated else None, act, mask, False, None
 
     name = "x".join(map(str, shape)) + (" swiglu" if gated else f" {act}")
-    yardsticks = {"plain backward": plain, "copying": copying, **(liger() if gated and device == "cuda" else {})}
+    yardsticks = {"plain backward": plain, "copying": copying, **(liger() if gated and on_gpu(device) else {})}
     return Case(name, dtype, arguments, {"eager": eager}, yardsticks)

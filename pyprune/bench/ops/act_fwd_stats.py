@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pyprune.bench.ops import DTYPES, Case, normal
+from pyprune.bench.ops import DTYPES, Case, normal, on_gpu
 from pyprune.bench.ops.act_bwd_maskgrad import BLOCKS, CPU_SHAPES, GPU_SHAPES
 
 
@@ -12,7 +12,7 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
     if tiny:
         yield case((2, 64, 96), "fp32", device, "silu", True, True)
         return
-    for shape in GPU_SHAPES if device == "cuda" else CPU_SHAPES:
+    for shape in GPU_SHAPES if on_gpu(device) else CPU_SHAPES:
         for act, gated in BLOCKS:
             for dtype in DTYPES:
                 for stats in (False, True):

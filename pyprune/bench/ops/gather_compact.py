@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pyprune.bench.ops import DTYPES, Case, normal
+from pyprune.bench.ops import DTYPES, Case, normal, on_gpu
 
 # hidden width, feed-forward width, heads, KV heads, gate, bias
 BERT = (768, 3072, 12, 12, False, True)
@@ -22,7 +22,7 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
     for dtype in DTYPES:
         yield case("bert-base", BERT, 12, dtype, device)
         yield case("bert-base 1 layer", BERT, 1, dtype, device)
-        if device == "cuda":
+        if on_gpu(device):
             yield case("llama-3-8b 4 layers", LLAMA_3_8B, 4, dtype, device)
 
 

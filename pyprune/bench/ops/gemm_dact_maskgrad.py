@@ -7,7 +7,7 @@ The first of the peers decides about the Triton kernel: see docs/ops/gemm_dact_m
 from collections.abc import Iterator
 
 from pyprune import ops
-from pyprune.bench.ops import DTYPES, Case, normal
+from pyprune.bench.ops import DTYPES, Case, normal, on_gpu
 from pyprune.bench.ops.act_bwd_maskgrad import BLOCKS
 from pyprune.bench.ops.act_bwd_maskgrad import eager as eager_activation
 
@@ -20,7 +20,7 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
     if tiny:
         yield case((2, 64, 96), 32, "fp32", device, "silu", True)
         return
-    for shape, d in GPU_SHAPES if device == "cuda" else CPU_SHAPES:
+    for shape, d in GPU_SHAPES if on_gpu(device) else CPU_SHAPES:
         for act, gated in BLOCKS:
             for dtype in DTYPES:
                 yield case(shape, d, dtype, device, act, gated)

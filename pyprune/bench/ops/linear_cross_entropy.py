@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyprune.bench.ops import DTYPES, Case, normal
+from pyprune.bench.ops import DTYPES, Case, normal, on_gpu
 from pyprune.ops.linear_cross_entropy import TARGETS
 
 # (rows, words, d): BERT-base's head, twice; a small decoder's
@@ -25,12 +25,12 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
     if tiny:
         yield case((24, 100, 16), "labels", "fp32", device, compiled=False)
         return
-    shapes = GPU_SHAPES if device == "cuda" else CPU_SHAPES
+    shapes = GPU_SHAPES if on_gpu(device) else CPU_SHAPES
     for dtype in DTYPES:
         for shape in shapes:
             yield case(shape, "labels", dtype, device)
     for target in TARGETS[1:]:
-        yield case(shapes[-1], target, "bf16" if device == "cuda" else "fp32", device)
+        yield case(shapes[-1], target, "bf16" if on_gpu(device) else "fp32", device)
 
 
 def objective(target: str, x: Tensor, weight: Tensor, labels: Tensor | None, teacher_x, teacher_weight) -> Tensor:
@@ -80,7 +80,7 @@ def case(shape: tuple[int, int, int], target: str, dtype: str, device: str, comp
     if compiled:
         # The loss alone: autograd inside a compiled function breaks the graph.
         peers["compiled loss"] = through_autograd(torch.compile(objective, dynamic=False))
-    if target == "labels" and device == "cuda" and importlib.util.find_spec("liger_kernel"):
+    if target == "labels" and on_gpu(device) and importlib.util.find_spec("liger_kernel"):
         peers["liger"] = through_autograd(_liger)
     name = f"{rows}x{words} d={d}" + ("" if target == "labels" else f" {target}")
     return Case(name, dtype, arguments, peers, {"products": products}, compiled=False)

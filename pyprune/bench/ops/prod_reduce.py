@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pyprune.bench.ops import DTYPES, Case, normal
+from pyprune.bench.ops import DTYPES, Case, normal, on_gpu
 
 CPU_SHAPES = ((32, 128, 3072), (1, 4096, 3072), (1, 128, 3072))
 GPU_SHAPES = ((32, 128, 3072), (64, 197, 3072), (8, 2048, 14336))
@@ -25,7 +25,7 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
         yield dense((2, 64, 96), "fp32", device)
         return
     for dtype in DTYPES:
-        for shape in GPU_SHAPES if device == "cuda" else CPU_SHAPES:
+        for shape in GPU_SHAPES if on_gpu(device) else CPU_SHAPES:
             yield dense(shape, dtype, device)
         yield dense(HEADS, dtype, device, group=64)
         yield ragged(dtype, device)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pyprune.bench.ops import DTYPES, Case, normal
+from pyprune.bench.ops import DTYPES, Case, normal, on_gpu
 from pyprune.ops.wgrad_group_scores import MODES
 
 # p, d of BERT's layers
@@ -21,7 +21,7 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
         for layer in LAYERS:
             for mode in MODES:
                 yield case(32, 128, layer, mode, dtype, device)
-        if device == "cuda":
+        if on_gpu(device):
             # LLaMA-3-8B's down projection on LLM-Pruner's 10 samples of 64 tokens.
             yield case(10, 64, (4096, 14336), "sq", dtype, device)
 

@@ -1,0 +1,98 @@
+"""Shapes that a family's own config can describe: checkpoints that load without pyprune."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyprune.core.anatomy import group_kind
+from pyprune.models.adapter import TransformersAdapter, configs_of, members
+from pyprune.models.widths import PRUNED_GROUPS, twins
+from pyprune.slicing.slice import cut_
+
+
+def make_native_(model: Any) -> bool:
+    """Say the widths of the pruned `model` in its config's own attributes, if that is possible.
+
+    Layers of a stack must have one shape. That the config then describes this very model is proved, not assumed: one is
+    built from it, without pyprune's entries, and must agree in the shape of every tensor and in every number that a
+    module remembers. Returns False and leaves the config alone where it does not.
+    """
+    settings = _settings(model)
+    if settings is None or not _describes(_changed(model, settings), model):
+        return False
+    vars(model.config).pop(PRUNED_GROUPS, None)
+    for member in members(model):
+        for config in configs_of(member, model.config):
+            _set(config, settings[member.prefix])
+    return True
+
+
+def native_groups(model: Any) -> set[str]:
+    """Names of the groups whose width, one for all layers of a stack, the family's config can describe."""
+    adapter = TransformersAdapter()
+    groups = adapter.anatomy(model).groups
+    found = set()
+    for kind in dict.fromkeys(map(group_kind, groups)):
+        alike = {g.name for g in groups if group_kind(g) == kind}
+        with torch.device("meta"):
+            twin = type(model)(copy.deepcopy(model.config))
+        kept = {g.name: torch.arange((g.size + 1) // 2 if g.name in alike else g.size, device="cpu") for g in groups}
+        cut_(twin, adapter, adapter.anatomy(twin), kept)
+        if make_native_(twin):
+            found |= alike
+    return found
+
+
+def _settings(model: nn.Module) -> dict[str, dict[str, int]] | None:
+    """`{prefix of a member: {attribute of its config: value}}`; None when layers differ."""
+    found: dict[str, dict[str, int]] = {}
+    for member in members(model):
+        mine = found.setdefault(member.prefix, {})
+        for place, part in member.parts():
+            for name, value in part.native(place).items():
+                if mine.setdefault(name, value) != value:
+                    return None
+    return found
+
+
+def _changed(model: Any, settings: dict[str, dict[str, int]]) -> Any:
+    """A copy of the model's config with the settings of every member."""
+    config = copy.deepcopy(model.config)
+    vars(config).pop(PRUNED_GROUPS, None)
+    for member in members(model):
+        inside = twins(config, member.model.config.model_type, member.prefix) if member.prefix else [config]
+        for target in inside:
+            _set(target, settings[member.prefix])
+    return config
+
+
+def _set(config: Any, values: dict[str, int]) -> None:
+    vars(config).pop(PRUNED_GROUPS, None)
+    if getattr(config, "is_heterogeneous", False):
+        config.per_layer_config = None
+    for name, value in values.items():
+        setattr(config, name, value)
+
+
+def _describes(config: Any, model: nn.Module) -> bool:
+    try:
+        with torch.device("meta"):
+            built = type(model)(config)
+    except (ValueError, RuntimeError, TypeError, ZeroDivisionError, AssertionError):
+        return False  # the family's own check of its config
+    return dict(_facts(built)) == dict(_facts(model))
+
+
+def _facts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, tensor in model.state_dict().items():
+        yield name, tensor.shape
+    for path, module in model.named_modules():
+        yield f"{path} class", type(module)
+        for name, value in vars(module).items():
+            if type(value) in (int, float):
+                yield f"{path}.{name} number", value

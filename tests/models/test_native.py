@@ -1,0 +1,101 @@
+"""Uniform plans become configs that transformers reads alone."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pyprune
+from pyprune.core.anatomy import group_kind
+from pyprune.core.batches import Samples
+from pyprune.core.errors import InputError
+from pyprune.core.plan import Plan
+from pyprune.models.adapter import adapter_for
+from pyprune.models.inputs import example_inputs
+from pyprune.models.native import make_native_, native_groups
+from pyprune.slicing.slice import slice_
+from pyprune.testing.models import random_plan, tiny_model
+
+ALONE = """
+import json, sys
+import torch, transformers
+model_class = getattr(transformers, sys.argv[2])
+model, info = model_class.from_pretrained(sys.argv[1], dtype="auto", output_loading_info=True)
+inputs, expected = torch.load(sys.argv[1] + "/expected.pt")
+with torch.no_grad():
+    same = torch.equal(model.eval()(**inputs)[0], expected)
+print(json.dumps([same, "pyprune" in sys.modules, sorted(k for k, v in info.items() if v)]))
+"""
+
+
+def kinds(model):
+    groups = adapter_for(model).anatomy(model).groups
+    named = native_groups(model)
+    return {group_kind(g).rpartition(".")[2] for g in groups if g.name in named}
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("bert", {"neurons"}),
+        ("distilbert", {"neurons"}),
+        ("llama", {"kv_groups", "neurons"}),
+        ("qwen3", {"kv_groups", "neurons"}),
+    ],
+)
+def test_what_a_config_can_say(variant, expected):
+    model = tiny_model(variant)
+    before = model.config.to_dict()
+    assert kinds(model) == expected
+    assert model.config.to_dict() == before
+
+
+def samples():
+    generator = torch.Generator().manual_seed(0)
+    return Samples([{"input_ids": torch.randint(3, 99, (n,), generator=generator)} for n in (9, 12, 7, 11)])
+
+
+@pytest.mark.parametrize(("variant", "head"), [("bert", "AutoModelForMaskedLM"), ("qwen3", "AutoModelForCausalLM")])
+def test_a_uniform_checkpoint_loads_without_pyprune(variant, head, tmp_path):
+    model = tiny_model(variant, head)
+    result = pyprune.prune(model, {"params": 0.8}, samples(), deploy="uniform", out=tmp_path / "small")
+    shapes = {group_kind(g): {result.plan.counts[g.name]} for g in result.anatomy.groups}
+    for group in result.anatomy.groups:
+        assert shapes[group_kind(group)] == {result.plan.counts[group.name]}
+    assert 0.5 < result.plan.cost(result.anatomy, "params") / result.anatomy.params() <= 0.8
+    assert "per_layer_config" not in json.loads((tmp_path / "small/config.json").read_text())
+    inputs = example_inputs(model)
+    with torch.no_grad():
+        torch.save((inputs, result.pruned(**inputs)[0]), tmp_path / "small/expected.pt")
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "small"), head]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert found == [True, False, []]
+
+
+def test_layers_of_several_shapes_leave_the_config_alone():
+    model = tiny_model("llama")
+    adapter = adapter_for(model)
+    slice_(model, adapter, random_plan(adapter.anatomy(model)))
+    before = model.config.to_dict()
+    assert not make_native_(model)
+    assert model.config.to_dict() == before
+
+
+def test_a_shape_that_the_config_cannot_say_leaves_it_alone():
+    model = tiny_model("bert")
+    adapter = adapter_for(model)
+    anatomy = adapter.anatomy(model)
+    plan = Plan.keep_all(anatomy)
+    plan.kept |= {g.name: torch.arange(2) for g in anatomy.groups if g.axis == "heads"}
+    slice_(model, adapter, plan)
+    before = copy.deepcopy(model.config.to_dict())
+    assert not make_native_(model)
+    assert model.config.to_dict() == before
+
+
+def test_an_unknown_deployment_is_refused():
+    with pytest.raises(InputError, match="deploy='everywhere': choose one of layers, uniform"):
+        pyprune.prune(tiny_model("bert"), {"flops": 0.5}, samples(), deploy="everywhere")
