@@ -54,8 +54,8 @@ def _loading(model: Any) -> list[str]:
         *code,
         "```",
         "",
-        "Without `import pyprune` transformers refuses the checkpoint, with an error about per-layer attributes or sizes",
-        "that do not match: its layers differ in width, which the family's own code does not expect.",
+        "Without `import pyprune` transformers refuses the checkpoint, with an error about per-layer attributes or",
+        "sizes that do not match: its layers differ in width, which the family's own code does not expect.",
     ]
 
 
