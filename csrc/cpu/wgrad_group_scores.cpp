@@ -11,11 +11,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
-#include <new>
 #include <optional>
 #include <vector>
 
+#include "cpu/buffer.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/segments.h"
 #include "cpu/simd.h"
@@ -177,14 +176,6 @@ PYPRUNE_CLONES void add_partials(float* out, const float* partials, int64_t coun
   for (int64_t k = 0; k < count; ++k)
     for (int64_t i = 0; i < width; ++i) sums[i] += partials[k * stride + i];
   for (int64_t i = 0; i < width; ++i) out[i] = static_cast<float>(sums[i]);
-}
-
-using Buffer = std::unique_ptr<float[], void (*)(float*)>;
-
-Buffer buffer(int64_t count) {
-  constexpr std::align_val_t line{64};
-  return {static_cast<float*>(::operator new[](count * sizeof(float), line)),
-          [](float* p) { ::operator delete[](p, line); }};
 }
 
 // A block's sums and panels, about as much as a core's L2, and kept for the thread's life: touching new pages on every

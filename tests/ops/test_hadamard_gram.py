@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import pyprune.ops as ops
 from pyprune.core.errors import InputError
 from pyprune.ops.hadamard_gram import OP, bytes_moved, flops, reference
-from pyprune.testing import numerics
+from pyprune.testing import ladder, numerics
 
 AVAILABLE = [row.backend for row in ops.table() if row.op == "hadamard_gram" and row.available]
 BACKENDS = pytest.mark.parametrize("backend", [b for b in AVAILABLE if b in ("cpp", "torch")])
@@ -60,7 +60,15 @@ def test_literal(backend, dtype):
 @DTYPES
 @pytest.mark.parametrize(
     ("tokens", "units", "group", "d"),
-    [(37, 100, 1, 20), (1, 3, 1, 1), (197, 12, 64, 48), (64, 1030, 1, 8), (5, 3, 600, 7), (130, 40, 33, 16)],
+    [
+        (37, 100, 1, 20),
+        (1, 3, 1, 1),
+        (197, 12, 64, 48),
+        (64, 1030, 1, 8),
+        (5, 3, 600, 7),
+        (130, 40, 33, 16),
+        (9, 20, 30, 300),
+    ],
 )
 def test_against_the_design_matrix(backend, dtype, tokens, units, group, d):
     compare(backend, *make(tokens, units, group, d, dtype), group)
@@ -104,6 +112,15 @@ def test_batches_add_up_and_calls_repeat(backend):
     for k in range(2):
         numerics.exact(whole[k], again[k])
         numerics.ratio(parts[0][k] + parts[1][k], whole[k].double())
+
+
+@pytest.mark.parametrize(("tokens", "units", "group", "d"), [(37, 24, 1, 20), (100, 700, 1, 300), (50, 5, 100, 600)])
+def test_same_bits_with_any_threads(tokens, units, group, d):
+    """MKL cuts even small products by the number of threads on some processors: the first shape with 3 on an EPYC."""
+    args = make(tokens, units, group, d)
+    for candidate in OP.candidates:
+        if candidate.backend == "cpp" and "cpp" in AVAILABLE:
+            ladder.same_with_any_threads(OP, candidate, (*args, group))
 
 
 def test_solves_the_tuning_problem():
