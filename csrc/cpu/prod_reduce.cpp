@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -165,6 +166,12 @@ struct Fold {
   // Sums that an output is made of. Four of a group: one running sum would wait four cycles for each addition.
   int64_t lanes() const { return mod_group > 0 ? 1 : 4; }
 
+  // Columns of whole groups and whole vectors at a time, at most `width`; 0 if groups are too wide for that.
+  int64_t whole_groups(int64_t columns, int64_t width) const {
+    const int64_t least = std::lcm(group, int64_t{16});
+    return columns <= width ? columns : width / least * least;
+  }
+
   // Adds the columns [begin, end) of a row to the lanes of their outputs; in double, because a wide group has thousands
   // of terms. The lane is that of the column's place in its group: the bits do not depend on where a row is cut.
   void operator()(const float* acc, int64_t begin, int64_t end, double* sums) const {
@@ -177,6 +184,15 @@ struct Fold {
         add(sums + 4 * (c / period), acc + c - begin, c % period, run);
       }
       c += run;
+    }
+  }
+
+  // out[j] = the sum of group j, for whole groups: to the bits of the lanes above, which need not go to memory then.
+  void whole(const float* acc, int64_t columns, float* out) const {
+    for (int64_t j = 0; j < columns / group; ++j) {
+      double lane[4] = {};
+      add(lane, acc + j * group, 0, group);
+      out[j] = total(lane, 0);
     }
   }
 
@@ -209,6 +225,15 @@ void reduce_block(Sums dest, const Rows<T>& rows, int64_t begin, int64_t end, co
     return;
   }
   alignas(64) float acc[kAccumulators];
+  if (const int64_t whole = fold.mod_group > 0 ? 0 : fold.whole_groups(end - begin, width); whole > 0) {
+    for (int64_t c = begin; c < end; c += whole) {
+      const int64_t columns = std::min(end - c, whole);
+      accumulate({acc, width}, rows.at(0, 0, c), columns);
+      for (int64_t p = 0; p < rows.probes; ++p)
+        fold.whole(acc + p * width, columns, dest.at + p * dest.probe + c / fold.group);
+    }
+    return;
+  }
   const int64_t first = fold.mod_group > 0 ? 0 : begin / fold.group, outputs = fold.outputs(end - begin);
   const int64_t sums_row = outputs * fold.lanes();
   std::vector<double> sums(rows.probes * sums_row);

@@ -83,13 +83,17 @@ def test_a_probe_has_the_bits_of_no_probes(backend, dtype, probes, group, mod_gr
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_a_group_has_the_same_bits_wherever_its_columns_are_cut(backend):
-    """The kernel takes 3,632 columns at a time for nine probes, all 4,000 for one."""
-    x, y = torch.ones(1, 1, 4000), torch.zeros(9, 1, 1, 4000)
-    y[..., 3600], y[..., 3601], y[..., 3632] = 1e30, 1.0, -1e30
+@pytest.mark.parametrize("group", [400, 401])
+def test_a_group_has_the_same_bits_wherever_its_columns_are_cut(backend, group):
+    """The kernel takes all columns at a time for one probe. For nine it takes 3,600, which are whole groups of 400, or
+    3,632, which are no whole groups of 401.
+    """
+    x, y = torch.ones(1, 1, 10 * group), torch.zeros(9, 1, 1, 10 * group)
+    last = y[..., 9 * group :]
+    last[..., 0], last[..., 1], last[..., 32] = 1e30, 1.0, -1e30
     with ops.backend(backend):
-        together = ops.prod_reduce(x, y, None, 400)
-        numerics.exact(together, torch.stack([ops.prod_reduce(x, probe, None, 400) for probe in y]))
+        together = ops.prod_reduce(x, y, None, group)
+        numerics.exact(together, torch.stack([ops.prod_reduce(x, probe, None, group) for probe in y]))
 
 
 @BACKENDS
