@@ -159,7 +159,6 @@ def _load_model(directory: Path, dtype: str | torch.dtype) -> nn.Module:
         model, info = model_class.from_pretrained(
             directory,
             dtype=dtype,
-            attn_implementation="sdpa",
             local_files_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
