@@ -114,8 +114,8 @@ def _masked_is_sliced(
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     with frozen(twin), frozen(sliced):
         with masked(twin, anatomy, plan):
-            expected = twin(**inputs)
-        found = sliced(**inputs)
+            expected = _outputs(twin, inputs)
+        found = _outputs(sliced, inputs)
     largest = max(float(t.abs().max()) for t in expected.values() if isinstance(t, torch.Tensor) and t.numel())
     return Check("masked = sliced", max_difference(expected, found), _allowed(dtype, largest))
 
@@ -137,8 +137,19 @@ def _sliced_is_reloaded(pruned: nn.Module, inputs: dict[str, torch.Tensor]) -> C
         write_checkpoint(pruned, None, Path(folder))
         reloaded = type(pruned).from_pretrained(folder, dtype=pruned.dtype, **kernels)
         reloaded.to(next(pruned.parameters()).device)
+        for parameter in reloaded.parameters():
+            # Where it lies in a file is not aligned as torch aligns memory, and products would be rounded otherwise.
+            parameter.data = parameter.data.clone()
     with frozen(pruned), frozen(reloaded):
-        return Check("sliced = reloaded", max_difference(pruned(**inputs), reloaded(**inputs)), 0.0)
+        difference = max_difference(_outputs(pruned, inputs), _outputs(reloaded, inputs))
+    return Check("sliced = reloaded", difference, 0.0)
+
+
+def _outputs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+    """What `model` puts out; what it draws, such as ViLT an order of patches, it draws alike every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return model(**inputs)
 
 
 @torch.no_grad()
@@ -147,7 +158,7 @@ def write_reference(model: nn.Module, folder: Path) -> None:
     device = next(model.parameters()).device
     inputs = {k: v.to(device) for k, v in example_inputs(model, 2, 16).items()}
     with frozen(model):
-        outputs = _entries(model(**inputs))
+        outputs = _entries(_outputs(model, inputs))
     tensors = {f"inputs/{k}": v for k, v in inputs.items()} | {f"outputs/{k}": v for k, v in outputs.items()}
     write_tensors(folder / REFERENCE_FILE, tensors, {"torch": torch.__version__, "device": device.type})
 
@@ -168,7 +179,7 @@ def verify_checkpoint(path: str | Path, device: str = "cpu") -> list[Check]:
     model, _ = load(path, device=device)
     inputs = {k.removeprefix("inputs/"): v.to(device) for k, v in tensors.items() if k.startswith("inputs/")}
     with frozen(model):
-        found = _entries(model(**inputs))
+        found = _entries(_outputs(model, inputs))
     expected = {k.removeprefix("outputs/"): v for k, v in tensors.items() if k.startswith("outputs/")}
     largest = max(float(v.abs().max()) for v in expected.values())
     difference = max_difference(expected, {k: v.cpu() for k, v in found.items()})

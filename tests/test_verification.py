@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 import pyprune
 from pyprune.core.batches import Samples
 from pyprune.models.adapter import adapter_for
-from pyprune.testing.models import random_plan, tiny_model
+from pyprune.testing.models import heads, random_plan, tiny_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -27,6 +27,15 @@ def test_changed_weights_are_noticed_in_every_dtype(variant, dtype, tmp_path):
 @pytest.mark.parametrize("variant", ["bert", "llama"])
 def test_the_reloaded_model_attends_like_the_given_one(variant):
     assert all(check.equal for check in pyprune.verify_model(tiny_model(variant, attention="eager")))
+
+
+@pytest.mark.parametrize("variant", ["vilt", "siglip-vision"])
+def test_patches_in_random_order_and_odd_widths_are_no_difference(variant, tmp_path):
+    model = tiny_model(variant, heads(variant)[0])
+    assert all(check.equal for check in pyprune.verify_model(model))
+    plan = random_plan(adapter_for(model).anatomy(model))
+    folder = pyprune.save(pyprune.apply(model, plan), tmp_path / "small", plan=plan)
+    assert all(check.equal for check in pyprune.verify_checkpoint(folder))
 
 
 @pytest.mark.parametrize("pad", [-1, 90])
