@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from pyprune import ops
+from pyprune.capture.collect import frozen
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
@@ -32,6 +33,7 @@ from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
 from pyprune.models.adapter import adapter_for
 from pyprune.models.card import write_card
+from pyprune.models.inputs import config_with, example_inputs
 from pyprune.models.loading import check_model, load, local_directory
 from pyprune.models.native import make_native_, native_groups
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
@@ -130,13 +132,29 @@ def calibration_data(
         texts = split(passages, samples, seed)
     else:
         texts = (data,)
-    known = model.config.vocab_size
+    known = config_with(model.config, "vocab_size").vocab_size
     made = [to_samples(part, tokenizer, length) for part in texts]
     for part in made:  # on a GPU such a token would take the whole process down
         largest = max(int(row["input_ids"].max()) for row in part.inputs)
         if largest >= known:
             raise InputError(f"data: token {largest} is beyond the model's {known}: is the tokenizer another model's?")
+    _check_runs(model, made[0])
     return made[0], made[1] if len(made) == 2 else None
+
+
+@torch.no_grad()
+def _check_runs(model: nn.Module, samples: Samples) -> None:
+    """InputError when `model` does not run on the first sample: it may want more than text."""
+    batch = samples.first(1).batches()[0].to(next(model.parameters()).device)
+    try:
+        with frozen(model):
+            model(**batch.inputs)
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"data: {type(model).__name__} does not run on {', '.join(batch.inputs)} alone ({reason}); "
+            f"it takes {', '.join(example_inputs(model))}"
+        ) from error
 
 
 def score(
