@@ -61,7 +61,7 @@ class SharedBiasAttention(nn.Module):
 
     def __reduce__(self) -> tuple:
         # The class is generated, so pickle and deepcopy rebuild it from the family's own class.
-        return _rebuild, (_own_class(self), getattr(self, "projection", None)), self.__dict__
+        return _rebuild, (_own_class(self), getattr(self, "projection_path", None)), self.__dict__
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _sharing_bias(attention_class: type[nn.Module], projection: str | None) -> t
     if projection is None:
         return type(f"Cut{attention_class.__name__}", (SharedBiasAttention, attention_class), {"__module__": __name__})
     bases = (SharedBiasAttention, EmptyAttention, attention_class)
-    return type(f"Empty{attention_class.__name__}", bases, {"__module__": __name__, "projection": projection})
+    return type(f"Empty{attention_class.__name__}", bases, {"__module__": __name__, "projection_path": projection})
 
 
 def _own_class(attention: nn.Module) -> type[nn.Module]:
