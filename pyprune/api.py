@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from pyprune import ops
+from pyprune.capture.collect import frozen
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
@@ -32,6 +33,7 @@ from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
 from pyprune.models.adapter import adapter_for
 from pyprune.models.card import write_card
+from pyprune.models.inputs import example_inputs
 from pyprune.models.loading import check_model, load, local_directory
 from pyprune.models.native import make_native_, native_groups
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
@@ -123,7 +125,9 @@ def calibration_data(
 
     `data` None means the English prose that CPython ships; a path is a text or `.jsonl` file; both are split with
     `seed`. Anything else that `pyprune.data` takes is calibration data as a whole, and nothing is held out.
+    InputError for a model that does not run on text alone.
     """
+    _check_reads_text(model)
     length = most_tokens(model, tokenizer)
     if data is None or isinstance(data, (str, Path)):
         passages = python_reference() if data is None else read_passages(data)
@@ -137,6 +141,25 @@ def calibration_data(
         if largest >= known:
             raise InputError(f"data: token {largest} is beyond the model's {known}: is the tokenizer another model's?")
     return made[0], made[1] if len(made) == 2 else None
+
+
+@torch.no_grad()
+def _check_reads_text(model: nn.Module) -> None:
+    """Try a few tokens: whether a model wants an image, sound or decoder inputs besides, its forward does not tell."""
+    reason = "it takes no input_ids"
+    if "input_ids" in inspect.signature(model.forward).parameters:
+        device = next(model.parameters()).device
+        made = example_inputs(model, 1, 4)
+        try:
+            with frozen(model):
+                model(**{name: made[name].to(device) for name in ("input_ids", "attention_mask") if name in made})
+            return
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[0]
+    raise InputError(
+        f"{type(model).__name__} does not run on text alone ({reason}), and there is no other calibration data: "
+        "slice it by a plan of your own with pyprune.apply and pyprune.save; pyprune verify shows that it can be sliced"
+    )
 
 
 def score(
