@@ -81,8 +81,21 @@ def write_widths(
         config.head_dim = config.hidden_size // vars(config)[next(iter(head_keys))]
     if family.config_keys:
         config.per_layer_config = entries or None
+        spell_out_layers(config, bool(entries))
     if named:
         setattr(config, PRUNED_GROUPS, named)
+
+
+def spell_out_layers(config: Any, wanted: bool = True) -> None:
+    """Let a saved config give its number of layers under transformers' own name too, or no longer.
+
+    `Trainer` resumes by reading it as the base class of configs, which counts layers for their entries and knows no
+    family's alias.
+    """
+    if "num_hidden_layers" in config.attribute_map:
+        vars(config).pop("num_hidden_layers", None)
+        if wanted:
+            vars(config)["num_hidden_layers"] = config.num_hidden_layers
 
 
 def twins(root: Any, model_type: str, prefix: str) -> list[Any]:
