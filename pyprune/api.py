@@ -125,7 +125,9 @@ def calibration_data(
 
     `data` None means the English prose that CPython ships; a path is a text or `.jsonl` file; both are split with
     `seed`. Anything else that `pyprune.data` takes is calibration data as a whole, and nothing is held out.
+    InputError for a model that does not run on text alone.
     """
+    _check_reads_text(model)
     length = most_tokens(model, tokenizer)
     if data is None or isinstance(data, (str, Path)):
         passages = python_reference() if data is None else read_passages(data)
@@ -138,23 +140,26 @@ def calibration_data(
         largest = max(int(row["input_ids"].max()) for row in part.inputs)
         if largest >= known:
             raise InputError(f"data: token {largest} is beyond the model's {known}: is the tokenizer another model's?")
-    _check_runs(model, made[0])
     return made[0], made[1] if len(made) == 2 else None
 
 
 @torch.no_grad()
-def _check_runs(model: nn.Module, samples: Samples) -> None:
-    """InputError when `model` does not run on the first sample: it may want more than text."""
-    batch = samples.first(1).batches()[0].to(next(model.parameters()).device)
-    try:
-        with frozen(model):
-            model(**batch.inputs)
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"data: {type(model).__name__} does not run on {', '.join(batch.inputs)} alone ({reason}); "
-            f"it takes {', '.join(example_inputs(model))}"
-        ) from error
+def _check_reads_text(model: nn.Module) -> None:
+    """Try a few tokens: whether a model wants an image, sound or decoder inputs besides, its forward does not tell."""
+    reason = "it takes no input_ids"
+    if "input_ids" in inspect.signature(model.forward).parameters:
+        device = next(model.parameters()).device
+        made = example_inputs(model, 1, 4)
+        try:
+            with frozen(model):
+                model(**{name: made[name].to(device) for name in ("input_ids", "attention_mask") if name in made})
+            return
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[0]
+    raise InputError(
+        f"{type(model).__name__} does not run on text alone ({reason}), and there is no other calibration data: "
+        "slice it by a plan of your own with pyprune.apply and pyprune.save; pyprune verify shows that it can be sliced"
+    )
 
 
 def score(

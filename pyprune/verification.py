@@ -22,7 +22,7 @@ from pyprune.models.adapter import adapter_for
 from pyprune.models.inputs import example_inputs
 from pyprune.models.loading import load
 from pyprune.models.saving import write_checkpoint
-from pyprune.slicing.check import max_difference
+from pyprune.slicing.check import max_difference, tensors_of
 from pyprune.slicing.slice import slice_
 
 # Not called *.safetensors: servers take every file of that name for weights.
@@ -116,7 +116,7 @@ def _masked_is_sliced(
         with masked(twin, anatomy, plan):
             expected = _outputs(twin, inputs)
         found = _outputs(sliced, inputs)
-    largest = max(float(t.abs().max()) for t in expected.values() if isinstance(t, torch.Tensor) and t.numel())
+    largest = max(float(t.abs().max()) for _, t in tensors_of(expected) if t.numel())
     return Check("masked = sliced", max_difference(expected, found), _allowed(dtype, largest))
 
 
@@ -128,21 +128,26 @@ def _allowed(dtype: torch.dtype, largest: float) -> float:
 @torch.no_grad()
 def _sliced_is_reloaded(pruned: nn.Module, inputs: dict[str, torch.Tensor]) -> Check:
     inputs = {k: v.to(pruned.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-    # Other kernels would sum in another order.
-    kernels = {
-        "attn_implementation": pruned.config._attn_implementation,
-        "experts_implementation": pruned.config._experts_implementation,
-    }
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(pruned, None, Path(folder))
-        reloaded = type(pruned).from_pretrained(folder, dtype=pruned.dtype, **kernels)
+        reloaded = type(pruned).from_pretrained(folder, dtype=pruned.dtype)
         reloaded.to(next(pruned.parameters()).device)
         for parameter in reloaded.parameters():
             # Where it lies in a file is not aligned as torch aligns memory, and products would be rounded otherwise.
             parameter.data = parameter.data.clone()
+    _take_kernels_(reloaded, pruned)
     with frozen(pruned), frozen(reloaded):
         difference = max_difference(_outputs(pruned, inputs), _outputs(reloaded, inputs))
     return Check("sliced = reloaded", difference, 0.0)
+
+
+def _take_kernels_(model: nn.Module, like: nn.Module) -> None:
+    """Let every module of `model` attend and route by the kernels of its counterpart; others sum in another order."""
+    for mine, theirs in zip(model.modules(), like.modules(), strict=True):
+        for kernel in ("_attn_implementation", "_experts_implementation"):
+            wanted = getattr(getattr(theirs, "config", None), kernel, None)
+            if wanted != getattr(getattr(mine, "config", None), kernel, None):
+                setattr(mine.config, kernel, wanted)
 
 
 def _outputs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
@@ -164,7 +169,7 @@ def write_reference(model: nn.Module, folder: Path) -> None:
 
 
 def _entries(outputs: Any) -> dict[str, torch.Tensor]:
-    flat = {k: v.float().flatten() for k, v in outputs.items() if isinstance(v, torch.Tensor)}
+    flat = {name.removeprefix("output."): tensor.float().flatten() for name, tensor in tensors_of(outputs)}
     return {k: v[:: max(1, v.numel() // _REFERENCE_ENTRIES)].clone() for k, v in flat.items()}
 
 

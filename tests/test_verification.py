@@ -8,6 +8,10 @@ import pyprune
 from pyprune.core.batches import Samples
 from pyprune.models.adapter import adapter_for
 from pyprune.testing.models import heads, random_plan, tiny_model
+from pyprune.testing.zoo import ZOO
+
+# Checkpoints of each kind of input.
+REPLAYED = ("gpt2", "t5", "whisper", "pix2struct", "mask2former", "clip", "vilt", "siglip-vision", "mixtral")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -29,12 +33,24 @@ def test_the_reloaded_model_attends_like_the_given_one(variant):
     assert all(check.equal for check in pyprune.verify_model(tiny_model(variant, attention="eager")))
 
 
-@pytest.mark.parametrize("variant", ["vilt", "siglip-vision"])
-def test_patches_in_random_order_and_odd_widths_are_no_difference(variant, tmp_path):
+@pytest.mark.parametrize("variant", ZOO)
+def test_every_family_is_verified(variant, tmp_path):
+    """Pixels, sound and patches, patches in random order, members with kernels of their own."""
     model = tiny_model(variant, heads(variant)[0])
-    assert all(check.equal for check in pyprune.verify_model(model))
+    assert [str(check) for check in pyprune.verify_model(model) if not check.equal] == []
+    if variant not in REPLAYED:
+        return
     plan = random_plan(adapter_for(model).anatomy(model))
     folder = pyprune.save(pyprune.apply(model, plan), tmp_path / "small", plan=plan)
+    assert [str(check) for check in pyprune.verify_checkpoint(folder) if not check.equal] == []
+
+
+@pytest.mark.parametrize(("variant", "head"), [("bert", "AutoModel"), ("dinov2", "AutoBackbone")])
+def test_outputs_without_names_and_features_in_tuples(variant, head, tmp_path):
+    model = tiny_model(variant, head, torch.bfloat16)
+    model.config.return_dict = False
+    assert all(check.equal for check in pyprune.verify_model(model))
+    folder = pyprune.save(model, tmp_path / "model")
     assert all(check.equal for check in pyprune.verify_checkpoint(folder))
 
 

@@ -19,15 +19,42 @@ from pyprune.models.widths import configs_below, twins, write_widths
 
 
 def adapter_for(model_or_config: Any) -> TransformersAdapter:
-    """The adapter of a transformers model or config; InputError lists the supported model types when there is no table
-    for its type or for a model inside it.
+    """The adapter of a transformers model or config.
+
+    InputError lists the supported model types when there is no table for its type or for a model inside it. It refuses
+    remote code, and a model whose weights are no longer tied although its config says so.
 
     >>> adapter_for(model).anatomy(model)
     """
+    _check_own_code(model_or_config)
     config = getattr(model_or_config, "config", model_or_config)
     if not any(model_type in FAMILIES for model_type in model_types(config)):
         FAMILIES[getattr(config, "model_type", type(model_or_config).__name__)]
+    if isinstance(model_or_config, nn.Module):
+        _check_tied(model_or_config)
     return TransformersAdapter()
+
+
+def _check_own_code(model_or_config: Any) -> None:
+    kind = type(model_or_config)
+    if kind.__module__.startswith("transformers_modules."):  # where transformers puts what it downloads
+        raise InputError(
+            f"{kind.__name__} is remote code: pyprune knows the layers of transformers' own classes only, "
+            "so load the model without trust_remote_code"
+        )
+
+
+def _check_tied(model: nn.Module) -> None:
+    """Raise InputError for weights that the config ties and that are two tensors: reloading would lose one of them."""
+    expand = getattr(model, "get_expanded_tied_weights_keys", None)
+    parameters = dict(model.named_parameters(remove_duplicate=False)) if expand else {}
+    for name, source in (expand(all_submodels=True) if expand else {}).items():
+        one, other = parameters.get(name), parameters.get(source)
+        if one is not None and other is not None and one is not other:
+            raise InputError(
+                f"{name} and {source} are tied by the model's config, and are two tensors: "
+                "call model.tie_weights(), or set tie_word_embeddings=False in the config to keep both"
+            )
 
 
 class Member(NamedTuple):

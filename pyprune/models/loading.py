@@ -119,6 +119,8 @@ def _checked_device(device: str | torch.device) -> torch.device:
 
 def _check_config(directory: Path) -> None:
     config = read_json(directory / "config.json")
+    _check_own_code(directory, config)
+    _check_layers(directory, config)
     model_type = config.get("model_type")
     types = {model_type, *(value.get("model_type") for value in config.values() if isinstance(value, dict))}
     if not any(known in FAMILIES for known in types):
@@ -126,6 +128,29 @@ def _check_config(directory: Path) -> None:
         raise InputError(f"{directory}: model type {model_type!r} is not supported; supported: {supported}")
     if config.get("quantization_config"):
         raise InputError(f"{directory}: the weights are quantised; prune the original model and quantise afterwards")
+
+
+def _check_own_code(directory: Path, config: dict[str, Any]) -> None:
+    """Raise InputError for a model whose class comes with the checkpoint: its layers are in no table."""
+    import transformers
+
+    named = (config.get("architectures") or [None])[0]
+    if config.get("auto_map") and not hasattr(transformers, str(named)):
+        raise InputError(
+            f"{directory}: {named or config.get('model_type')!r} is remote code (auto_map in config.json), which is "
+            "not run: pyprune knows the layers of transformers' own classes only"
+        )
+
+
+def _check_layers(directory: Path, config: dict[str, Any]) -> None:
+    """Raise InputError unless what the config says of single layers is attributes by layer number."""
+    for inside in (config, *(value for value in config.values() if isinstance(value, dict))):
+        layers = inside.get("per_layer_config") or {}
+        numbered = isinstance(layers, dict) and all(re.fullmatch(r"-?\d+", number) for number in layers)
+        if not numbered or not all(isinstance(layer, dict) for layer in layers.values()):
+            raise InputError(
+                f"{directory}: per_layer_config must hold attributes by layer number, found {json.dumps(layers):.60}"
+            )
 
 
 def _check_weight_files(directory: Path) -> None:

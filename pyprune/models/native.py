@@ -11,7 +11,7 @@ from torch import nn
 
 from pyprune.core.anatomy import group_kind
 from pyprune.models.adapter import TransformersAdapter, configs_of, members
-from pyprune.models.widths import PRUNED_GROUPS, twins
+from pyprune.models.widths import PRUNED_GROUPS, spell_out_layers, twins
 from pyprune.slicing.slice import cut_
 
 
@@ -75,6 +75,7 @@ def _set(config: Any, values: dict[str, int]) -> None:
     vars(config).pop(PRUNED_GROUPS, None)
     if getattr(config, "is_heterogeneous", False):
         config.per_layer_config = None
+        spell_out_layers(config, False)
     for name, value in values.items():
         setattr(config, name, value)
 

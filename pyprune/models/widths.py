@@ -27,14 +27,21 @@ def is_pruned(config: Any, family: Family) -> bool:
 def read_widths(config: Any, family: Family, prefix: str, groups: Sequence[UnitGroup]) -> dict[str, int]:
     """The size that `config` asks for, for every one of `groups`, whose names begin with `prefix`.
 
-    MismatchError for a size that cannot be cut from the group, and for an entry of a group that is not there, unless
-    the model leaves out its whole stack (an encoder loaded from the checkpoint of an encoder-decoder).
+    MismatchError for a size that cannot be cut from the group, and for an entry of a group that is not there or stands
+    elsewhere, unless the model leaves out its whole stack (an encoder loaded from the checkpoint of an
+    encoder-decoder).
     """
-    named = dict(vars(config).get(PRUNED_GROUPS) or {})
+    named = vars(config).get(PRUNED_GROUPS) or {}
+    if not isinstance(named, Mapping):
+        raise MismatchError(f"{PRUNED_GROUPS}: expected sizes by the names of groups, found {named!r:.40}")
+    named = dict(named)
     layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else None
     sizes = {}
     for group in groups:
-        size: Any = named.pop(group.name.removeprefix(prefix), group.size)
+        name = group.name.removeprefix(prefix)
+        if group.config_key and name in named:
+            raise MismatchError(f"{PRUNED_GROUPS}: {name} has its size in per_layer_config, as {group.config_key}")
+        size: Any = named.pop(name, group.size)
         if group.config_key and layers is not None:
             entry = getattr(layers[group.layer], group.config_key)
             size = group.size if entry is None else entry
@@ -74,8 +81,21 @@ def write_widths(
         config.head_dim = config.hidden_size // vars(config)[next(iter(head_keys))]
     if family.config_keys:
         config.per_layer_config = entries or None
+        spell_out_layers(config, bool(entries))
     if named:
         setattr(config, PRUNED_GROUPS, named)
+
+
+def spell_out_layers(config: Any, wanted: bool = True) -> None:
+    """Let a saved config give its number of layers under transformers' own name too, or no longer.
+
+    `Trainer` resumes by reading it as the base class of configs, which counts layers for their entries and knows no
+    family's alias.
+    """
+    if "num_hidden_layers" in config.attribute_map:
+        vars(config).pop("num_hidden_layers", None)
+        if wanted:
+            vars(config)["num_hidden_layers"] = config.num_hidden_layers
 
 
 def twins(root: Any, model_type: str, prefix: str) -> list[Any]:

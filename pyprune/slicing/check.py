@@ -15,7 +15,7 @@ def max_difference(first: Any, second: Any) -> float:
 
     Key/value caches are not compared. MismatchError when the outputs do not hold the same tensors in the same shapes.
     """
-    a, b = dict(_tensors(first, "output")), dict(_tensors(second, "output"))
+    a, b = dict(tensors_of(first)), dict(tensors_of(second))
     if not a or a.keys() != b.keys():
         raise MismatchError(f"the outputs hold different tensors: {sorted(a)} and {sorted(b)}")
     worst = 0.0
@@ -28,12 +28,13 @@ def max_difference(first: Any, second: Any) -> float:
     return worst
 
 
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_of(value: Any, name: str = "output") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a model's output with their names, those inside tuples and mappings included."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _tensors(item, f"{name}.{key}")
+            yield from tensors_of(item, f"{name}.{key}")
     elif isinstance(value, (tuple, list)):
         for index, item in enumerate(value):
-            yield from _tensors(item, f"{name}.{index}")
+            yield from tensors_of(item, f"{name}.{index}")

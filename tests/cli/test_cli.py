@@ -13,7 +13,9 @@ import torch
 from refusals import refuse
 from safetensors.torch import load_file, save_file
 
+from pyprune.models.adapter import adapter_for
 from pyprune.testing.checkpoints import tiny_checkpoint
+from pyprune.testing.models import random_plan, tiny_model
 
 SAMPLES = ["--samples", "8"]
 
@@ -185,6 +187,30 @@ def test_bad_models(run, dense, text, tmp_path):
     weights["encoder.layer.1.output.dense.weight"][2, 3] = float("nan")
     save_file(weights, sick / "model.safetensors", {"format": "pt"})
     refuse(run, "prune", sick, "--data", text, "--out", "small", says="encoder.layer.1.output.dense.weight")
+
+
+@pytest.mark.parametrize(
+    ("variant", "head", "says"),
+    [
+        ("vit", "AutoModel", "ViTModel does not run on text alone (it takes no input_ids)"),
+        ("clip", "AutoModel", "CLIPModel does not run on text alone ("),
+        ("t5", "AutoModelForSeq2SeqLM", "T5ForConditionalGeneration does not run on text alone ("),
+        (
+            "whisper",
+            "AutoModelForSpeechSeq2Seq",
+            "WhisperForConditionalGeneration does not run on text alone (it takes",
+        ),
+    ],
+)
+def test_models_that_want_more_than_text(run, variant, head, says, tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", variant, head)
+    text = tmp_path / "passages.txt"
+    dense = tiny_model(variant, head)
+    random_plan(adapter_for(dense).anatomy(dense)).save(tmp_path / "plan.json")
+    assert run("verify", model, "--quiet")[0] == 0
+    for how in (["--flops", "60%"], ["--plan", "plan.json", "--tuning", "none"]):
+        refuse(run, "prune", model, "--data", text, "--out", "small", *how, says=says)
+    refuse(run, "score", model, "--data", text, "--out", "s.safetensors", says="pyprune.apply and pyprune.save")
 
 
 def tiny_copy(dense, name):

@@ -88,9 +88,3 @@ def test_blocks_that_are_not_passed_are_not_tuned():
     outcomes = refit(copy.deepcopy(model), anatomy, model, anatomy, samples().batches())
     reasons = {outcome.block: outcome.reason for outcome in outcomes}
     assert reasons["layers.0.cross_heads"] == "the data never passes it"
-
-
-@pytest.mark.parametrize(("variant", "wants"), [("t5", "decoder_input_ids"), ("clip", "pixel_values")])
-def test_models_that_want_more_than_text_say_so(variant, wants):
-    with pytest.raises(InputError, match=f"does not run on input_ids alone .*{wants}"):
-        pyprune.prune(tiny_model(variant), {"params": 0.6}, samples())
