@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.emptied import EmptyAttention
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
@@ -61,7 +62,7 @@ class SharedBiasAttention(nn.Module):
 
     def __reduce__(self) -> tuple:
         # The class is generated, so pickle and deepcopy rebuild it from the family's own class.
-        return _rebuild, (_own_class(self), getattr(self, "projection", None)), self.__dict__
+        return _rebuild, (_own_class(self), getattr(self, "projection_path", None)), self.__dict__
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _sharing_bias(attention_class: type[nn.Module], projection: str | None) -> t
     if projection is None:
         return type(f"Cut{attention_class.__name__}", (SharedBiasAttention, attention_class), {"__module__": __name__})
     bases = (SharedBiasAttention, EmptyAttention, attention_class)
-    return type(f"Empty{attention_class.__name__}", bases, {"__module__": __name__, "projection": projection})
+    return type(f"Empty{attention_class.__name__}", bases, {"__module__": __name__, "projection_path": projection})
 
 
 def _own_class(attention: nn.Module) -> type[nn.Module]:
@@ -138,6 +139,7 @@ FAMILIES = (
                 "encoder.block",
                 (_attention("layer.0.SelfAttention"), _feed_forward("layer.1")),
                 name="encoder",
+                depth=Depth("num_layers", own_key="num_layers", first=1),
             ),
             Stack(
                 "decoder.block",
@@ -147,6 +149,7 @@ FAMILIES = (
                     _feed_forward("layer.2"),
                 ),
                 name="decoder",
+                depth=Depth("num_decoder_layers", own_key="num_layers", first=1),
             ),
         ),
         refused=(("is_decoder", True, "its encoder has the layers of a decoder"),),
