@@ -1,4 +1,4 @@
-"""Masks at the inputs of the output projections, and on routed experts, for as long as a `with` block lasts."""
+"""Masks at the inputs of the output projections, on routed experts and on layers, as long as a `with` block lasts."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
 
     `masks` is a plan (kept units 1, removed units 0) or a mapping from group names to `[size]` tensors of any real
     values; groups that are not named stay dense. An expert of mask 0 is not among those that the router chooses from.
+    What a layer adds to the hidden state is multiplied by its mask: one of mask 0 hands on what it was given.
     The hooks are gone afterwards, also after an exception. Raises MismatchError for a plan of another model, InputError
     for masks of unknown groups or other sizes.
     """
@@ -37,7 +38,25 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
         for block in anatomy.blocks:
             if block.units.name in masks:
                 _SITES[block.site](stack, model, block, masks[block.units.name])
+        for group in anatomy.layer_groups:
+            if group.units.name in masks:
+                for path, mask in zip(group.layers, masks[group.units.name].tolist(), strict=True):
+                    if mask != 1:
+                        _mask_layer(stack, model.get_submodule(path), mask)
         yield model
+
+
+def _mask_layer(stack: ExitStack, layer: nn.Module, mask: float) -> None:
+    """Multiply what `layer` adds to the hidden state; what else it returns goes on as it is (position biases)."""
+
+    def hand_on(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        entered = args[0] if args else kwargs["hidden_states"]
+        left = output if isinstance(output, torch.Tensor) else output[0]
+        # Not by a product with 0: a layer that is left out may overflow.
+        left = entered + mask * (left - entered) if mask else entered
+        return left if isinstance(output, torch.Tensor) else (left, *output[1:])
+
+    stack.callback(layer.register_forward_hook(hand_on, with_kwargs=True).remove)
 
 
 def _mask_input(stack: ExitStack, model: nn.Module, block: Block, mask: torch.Tensor) -> None:

@@ -3,13 +3,13 @@
 A transformer layer is two or more *blocks*: attention, cross-attention, feed-forward. Each ends in an output projection
 that writes to the residual stream, and its *units* (heads, KV groups, neurons, experts) are slices of the tensors in
 front of it. A `Block` says where these sit in the module tree; everything above works on blocks and never asks for a
-family's name.
+family's name. Groups of `MODEL_AXES` belong to no block: whole layers, and the hidden width.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,8 +18,11 @@ from torch import nn
 
 from pyprune.core.errors import InputError
 
-Axis = Literal["heads", "kv_groups", "neurons", "experts"]
+Axis = Literal["heads", "kv_groups", "neurons", "experts", "layers", "hidden"]
 Site = Literal["projection", "router", "tensor"]
+
+# Axes whose groups belong to no block; an anatomy has them only if they are asked for.
+MODEL_AXES = ("layers", "hidden")
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,19 @@ class Block:
 
 
 @dataclass(frozen=True)
+class LayerGroup:
+    """The layers of one stack that can be left out: unit `u` is the layer at `layers[u]`.
+
+    A layer whose mask is 0 hands on the hidden state that it was given. Its cost is that of its blocks.
+    """
+
+    units: UnitGroup
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Anatomy:
-    """Blocks of a model in the order in which the data passes them.
+    """Blocks of a model in the order in which the data passes them, and the groups of other axes that were asked for.
 
     `layers` are the paths of the layers; those in `pairs` return the hidden state and None, the others it alone.
     """
@@ -183,10 +197,24 @@ class Anatomy:
     layers: tuple[str, ...]
     blocks: tuple[Block, ...]
     pairs: frozenset[str] = frozenset()
+    layer_groups: tuple[LayerGroup, ...] = ()
 
     @property
     def groups(self) -> tuple[UnitGroup, ...]:
-        return tuple(block.units for block in self.blocks)
+        return (*(block.units for block in self.blocks), *(group.units for group in self.layer_groups))
+
+    def lost_layers(self, kept: Mapping[str, torch.Tensor]) -> frozenset[str]:
+        """Paths of the layers that are left out when the units `kept[name]` of every group stay."""
+        lost = set()
+        for group in self.layer_groups:
+            lost |= set(group.layers) - {group.layers[unit] for unit in kept[group.units.name].tolist()}
+        return frozenset(lost)
+
+    def counts(self, kept: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """How many units of each group are there when `kept[name]` stay: none of a layer that is left out."""
+        lost = self.lost_layers(kept)
+        counts = {name: len(units) for name, units in kept.items()}
+        return counts | {block.units.name: 0 for block in self.blocks if block.layer_path in lost}
 
     def block(self, group_name: str) -> Block:
         """The block whose unit group is called `group_name`; KeyError names the known ones."""
@@ -229,8 +257,11 @@ class Anatomy:
 class Adapter(Protocol):
     """What pyprune has to know about a model. The tables in `pyprune/models/` give it for each family."""
 
-    def anatomy(self, model: nn.Module) -> Anatomy:
-        """Blocks and unit groups of `model` as it stands now (a pruned model included)."""
+    def anatomy(self, model: nn.Module, axes: Sequence[str] | None = None) -> Anatomy:
+        """Blocks and unit groups of `model` as it stands now (a pruned model included).
+
+        Groups of `MODEL_AXES` are there for those that `axes` names; InputError for an axis that `model` lacks.
+        """
         ...
 
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import Anatomy
+from pyprune.core.anatomy import MODEL_AXES, Anatomy
 from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.storage import read_json, write_json
 
@@ -43,6 +43,12 @@ class Plan:
         return cls({name: torch.arange(size) for name, size in sizes.items()}, sizes, length)
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """Those axes of its groups that belong to no block, which an anatomy has to be asked for."""
+        last = {name.rpartition(".")[2] for name in self.sizes}
+        return tuple(axis for axis in MODEL_AXES if axis in last)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Kept units a group."""
         return {name: int(index.numel()) for name, index in self.kept.items()}
@@ -68,7 +74,8 @@ class Plan:
 
     def cost(self, anatomy: Anatomy, resource: str) -> float:
         """Kept FLOPs (per sequence of `self.length` tokens) or parameters of the prunable blocks."""
-        return anatomy.flops(self.length, self.counts) if resource == "flops" else float(anatomy.params(self.counts))
+        counts = anatomy.counts(self.kept)
+        return anatomy.flops(self.length, counts) if resource == "flops" else float(anatomy.params(counts))
 
     def explain(self, anatomy: Anatomy) -> str:
         """A table: what stays in every block, and what that leaves of FLOPs and parameters."""

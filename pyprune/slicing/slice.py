@@ -36,7 +36,7 @@ def slice_(model: nn.Module, adapter: Adapter, plan: Plan) -> nn.Module:
 
     >>> slice_(model, adapter_for(model), plan)
     """
-    anatomy = adapter.anatomy(model)
+    anatomy = adapter.anatomy(model, plan.axes)
     plan.check(anatomy)
     return cut_(model, adapter, anatomy, plan.kept)
 

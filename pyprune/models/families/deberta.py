@@ -9,6 +9,7 @@ from torch import nn
 
 from pyprune.core.anatomy import Block
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Part, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.place import Place
@@ -47,10 +48,12 @@ class DisentangledAttention(Attention):
 class DebertaFamily(Family):
     """A family whose first layer may be followed by a convolution, which block-by-block replay does not run."""
 
-    def parts(self, model: nn.Module, prefix: str = "") -> Iterator[tuple[Place, Part]]:
+    def parts(
+        self, model: nn.Module, prefix: str = "", source_tokens: float | None = None
+    ) -> Iterator[tuple[Place, Part]]:
         """Every part of every layer; the last of the first layer has no exit where the convolution follows."""
         convolution = getattr(model.config, "conv_kernel_size", 0) > 0
-        for place, part in super().parts(model, prefix):
+        for place, part in super().parts(model, prefix, source_tokens):
             ends = convolution and place.index == 0 and isinstance(part, FeedForward)
             yield place, replace(part, exit=None) if ends else part
 
@@ -61,6 +64,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="encoder.layer",
+                depth=Depth("num_hidden_layers", first=1),
                 pairs=True,
                 parts=(
                     DisentangledAttention(

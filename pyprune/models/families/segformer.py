@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.images import pair
@@ -62,6 +63,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="stages.*.blocks",
+                depth=Depth("depths", staged=True),
                 parts=(
                     Attention(
                         module="attention",
