@@ -110,12 +110,15 @@ class UnitCost:
     experts: str = ""
     chosen: int = 0
 
-    def flops(self, length: float) -> float:
-        """FLOPs per sequence of `length` tokens (a mean length may be fractional)."""
+    def flops(self, length: float, width: float = 1.0) -> float:
+        """FLOPs per sequence of `length` tokens (a mean length may be fractional).
+
+        `width` is the share of the hidden width that is left: weights shrink with it, scores between tokens do not.
+        """
         tokens = length + self.extra_tokens if self.tokens is None else self.tokens
         keys = self.keys if self.keys is not None else (length if self.key_params else tokens)
         weights = self.share * tokens * (self.params - self.key_params - self.table_params) + keys * self.key_params
-        return 2.0 * (weights + tokens * (keys * self.attention + self.per_token) + self.per_pass)
+        return 2.0 * (width * (weights + self.per_pass) + tokens * (keys * self.attention + self.per_token))
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,18 @@ class LayerGroup:
 
 
 @dataclass(frozen=True)
+class HiddenGroup:
+    """The hidden width: one unit is an entry of the vector that runs through the whole model.
+
+    `units.cuts` are all its dimensions in parameters. `norms` are the paths of the norms over it: what is left is
+    normalised by its own mean and variance, as if there had never been more.
+    """
+
+    units: UnitGroup
+    norms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """Blocks of a model in the order in which the data passes them, and the groups of other axes that were asked for.
 
@@ -198,10 +213,12 @@ class Anatomy:
     blocks: tuple[Block, ...]
     pairs: frozenset[str] = frozenset()
     layer_groups: tuple[LayerGroup, ...] = ()
+    hidden: HiddenGroup | None = None
 
     @property
     def groups(self) -> tuple[UnitGroup, ...]:
-        return (*(block.units for block in self.blocks), *(group.units for group in self.layer_groups))
+        hidden = (self.hidden.units,) if self.hidden else ()
+        return (*(block.units for block in self.blocks), *(group.units for group in self.layer_groups), *hidden)
 
     def lost_layers(self, kept: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Paths of the layers that are left out when the units `kept[name]` of every group stay."""
@@ -226,12 +243,16 @@ class Anatomy:
     def flops(self, length: float, kept: Mapping[str, int] | None = None) -> float:
         """FLOPs of the prunable blocks for one sequence of `length` tokens, with `kept[name]` units (default: all)."""
         kept = self._sizes if kept is None else kept
-        return sum(g.cost.flops(length) * kept[g.name] * self._experts_left(g.cost, kept)[0] for g in self.groups)
+        width = self._width_left(kept)
+        return sum(
+            g.cost.flops(length, width) * kept[g.name] * self._experts_left(g.cost, kept)[0] for g in self.groups
+        )
 
     def params(self, kept: Mapping[str, int] | None = None) -> int:
         """Weights of the prunable blocks with `kept[name]` units a group (default: all); biases not counted."""
         kept = self._sizes if kept is None else kept
-        return round(sum(g.cost.params * kept[g.name] * self._experts_left(g.cost, kept)[1] for g in self.groups))
+        units = sum(g.cost.params * kept[g.name] * self._experts_left(g.cost, kept)[1] for g in self.groups)
+        return round(units * self._width_left(kept))
 
     def need_projections(self, purpose: str) -> None:
         """InputError when there is a block without an output projection of its own, which `purpose` needs."""
@@ -245,6 +266,10 @@ class Anatomy:
     @property
     def _sizes(self) -> dict[str, int]:
         return {group.name: group.size for group in self.groups}
+
+    def _width_left(self, kept: Mapping[str, int]) -> float:
+        """Share of the hidden width that is left."""
+        return kept[self.hidden.units.name] / self.hidden.units.size if self.hidden else 1.0
 
     def _experts_left(self, cost: UnitCost, kept: Mapping[str, int]) -> tuple[float, float]:
         """Shares of the experts of a unit that are still passed by a token, and that are still there."""

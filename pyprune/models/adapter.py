@@ -13,6 +13,7 @@ from pyprune.core.anatomy import Anatomy, Block, LayerGroup, UnitGroup
 from pyprune.core.errors import InputError
 from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Part, base_path
+from pyprune.models.hidden import HIDDEN, hidden_group
 from pyprune.models.layer_config import remember_
 from pyprune.models.place import Place
 from pyprune.models.registry import FAMILIES
@@ -102,8 +103,15 @@ class TransformersAdapter:
                     part.emptied(place)
         for record in records(model):
             groups = [replace(before[group.name], config_key=group.config_key) for group in record.groups]
+            if anatomy.hidden and not record.prefix:
+                groups.append(anatomy.hidden.units)
             for config in record.configs:
                 write_widths(config, record.family, record.prefix, groups, sizes)
+        if anatomy.hidden:
+            for path in anatomy.hidden.norms:
+                norm: Any = model.get_submodule(path)
+                if hasattr(norm, "normalized_shape"):
+                    norm.normalized_shape = (sizes[anatomy.hidden.units.name],)
         if lost := anatomy.lost_layers(kept):
             for member, depth, places in _deep_stacks(model):
                 depth.drop_(model, places, lost, member.prefix, configs_of(member, model.config))
@@ -113,16 +121,19 @@ def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
     """`anatomy` with the groups of those `axes` that belong to no block; InputError when the model lacks one."""
     known = {group.axis for group in anatomy.groups}
     layer_groups: list[LayerGroup] = []
-    if "layers" in axes or not known.issuperset(axes):
-        for member, depth, places in _deep_stacks(model):
-            known.add("layers")
-            if "layers" in axes:
-                _check_depth(model, member, depth)
-                layer_groups += depth.groups(places, member.prefix + base_path(member.model))
+    for member, depth, places in _deep_stacks(model):
+        known.add("layers")
+        if "layers" in axes:
+            _check_depth(model, member, depth)
+            layer_groups += depth.groups(places, member.prefix + base_path(member.model))
+    found = list(members(model))
+    if len(found) == 1 and not found[0].prefix and found[0].family.hidden:
+        known.add(HIDDEN)
     for axis in axes:
         if axis not in known:
             raise InputError(f"axis {axis!r}: {type(model).__name__} has {', '.join(sorted(known))}")
-    return replace(anatomy, layer_groups=tuple(layer_groups))
+    hidden = hidden_group(model, anatomy) if HIDDEN in axes else None
+    return replace(anatomy, layer_groups=tuple(layer_groups), hidden=hidden)
 
 
 def _deep_stacks(model: nn.Module) -> Iterator[tuple[Member, Depth, list[Place]]]:

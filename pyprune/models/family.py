@@ -85,12 +85,14 @@ class Family:
     `refused` lists config values that cannot be pruned exactly: attribute, value, reason. A model whose config holds
     the configs of other models needs no table for those: they are found by their own model types. `source_tokens` tells
     of such a model how many tokens the cross-attention of its member at a path reads; None: as many as the text has.
+    `hidden` is False where no single vector runs through the model, or its forward reads the width from the config.
     """
 
     model_types: tuple[str, ...]
     stacks: tuple[Stack, ...] = ()
     refused: tuple[tuple[str, object, str], ...] = ()
     source_tokens: Callable[[nn.Module, str], float | None] | None = None
+    hidden: bool = True
 
     def parts(
         self, model: nn.Module, prefix: str = "", source_tokens: float | None = None

@@ -59,6 +59,7 @@ FAMILIES = (
     ),
     Family(
         model_types=("whisper",),
+        hidden=False,  # its table of sine waves is made for an even width
         stacks=(
             Stack("encoder.layers", (_SELF, _PRE_NORM), name="encoder", tokens=_audio_tokens, depth=_ENCODER),
             Stack(

@@ -60,6 +60,7 @@ def _keys(config: Any, indices: tuple[int, ...]) -> int:
 FAMILIES = (
     Family(
         model_types=("segformer",),
+        hidden=False,
         stacks=(
             Stack(
                 layers="stages.*.blocks",
