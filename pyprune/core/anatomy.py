@@ -254,6 +254,14 @@ class Anatomy:
         units = sum(g.cost.params * kept[g.name] * self._experts_left(g.cost, kept)[1] for g in self.groups)
         return round(units * self._width_left(kept))
 
+    def need_blocks(self, purpose: str) -> None:
+        """InputError when there is a group that belongs to no block, where `purpose` needs one."""
+        for group in self.groups[len(self.blocks) :]:
+            raise InputError(
+                f"{purpose}: not possible for the axis {group.axis}; use a criterion that reads weights alone "
+                '(recipe="kwon", criterion="magnitude" or "random")'
+            )
+
     def need_projections(self, purpose: str) -> None:
         """InputError when there is a block without an output projection of its own, which `purpose` needs."""
         for block in self.blocks:

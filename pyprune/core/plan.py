@@ -85,9 +85,15 @@ class Plan:
         for g in anatomy.groups:
             kept = self.counts[g.name]
             gone = g.size - kept
+            saved = gone * g.cost.flops(self.length), gone * g.cost.params
+            if g.axis in MODEL_AXES:  # without a cost of its own: what it takes from a model that keeps all else
+                alone = anatomy.counts(
+                    {o.name: torch.arange(o.size) for o in anatomy.groups} | {g.name: self.kept[g.name]}
+                )
+                saved = flops - anatomy.flops(self.length, alone), params - anatomy.params(alone)
             lines.append(
                 f"{g.name:<24}{kept:>12}{g.size:>8}{kept / max(g.size, 1):>8.1%}"
-                f"{gone * g.cost.flops(self.length) / flops:>14.2%}{gone * g.cost.params / params:>14.2%}"
+                f"{saved[0] / flops:>14.2%}{saved[1] / params:>14.2%}"
             )
         lines.append(
             f"blocks keep {self.cost(anatomy, 'flops') / flops:.2%} of their FLOPs at {self.length:.1f} tokens a "

@@ -131,7 +131,7 @@ def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
         known.add(HIDDEN)
     for axis in axes:
         if axis not in known:
-            raise InputError(f"axis {axis!r}: {type(model).__name__} has {', '.join(sorted(known))}")
+            raise InputError(f"axis {axis!r}: the model has {', '.join(sorted(known))}")
     hidden = hidden_group(model, anatomy) if HIDDEN in axes else None
     return replace(anatomy, layer_groups=tuple(layer_groups), hidden=hidden)
 

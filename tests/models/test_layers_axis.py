@@ -20,9 +20,9 @@ from pyprune.testing.zoo import ZOO
 
 # What has no such axis, or an option that cannot lose layers, and a part of why.
 REFUSED = {
-    **dict.fromkeys(("dinov2", "dinov2-swiglu"), "has heads, neurons"),
-    **dict.fromkeys(("swin", "swin-padded"), "has heads, neurons"),
-    **dict.fromkeys(("mask2former", "mask2former-pre-norm"), "has heads, neurons"),
+    **dict.fromkeys(("dinov2", "dinov2-swiglu"), "the model has heads, "),
+    **dict.fromkeys(("swin", "swin-padded"), "the model has heads, "),
+    **dict.fromkeys(("mask2former", "mask2former-pre-norm"), "the model has heads, "),
     "gpt2-default-width": "scaled by the layer's number",
 }
 VARIANTS = [variant for variant in ZOO if variant not in REFUSED]
@@ -154,5 +154,5 @@ def test_a_stack_keeps_one_layer():
 
 def test_axes_that_the_model_does_not_have():
     dense, adapter, _ = dense_and_anatomy("bert")
-    with pytest.raises(InputError, match=r"axis 'width': BertModel has heads, layers, neurons"):
+    with pytest.raises(InputError, match=r"axis 'width': the model has heads, hidden, layers, neurons"):
         adapter.anatomy(dense, axes=["width"])
