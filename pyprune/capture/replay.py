@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.collect import frozen
+from pyprune.capture.masking import forward_replaced
 from pyprune.capture.taps import by_sample
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
@@ -31,18 +31,6 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(module).get("forward")  # libraries that move weights between devices put one on the instance
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 @torch.no_grad()
@@ -68,7 +56,7 @@ def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tenso
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
         for path in anatomy.layers:
-            stack.enter_context(_forward_replaced(model.get_submodule(path), record(path)))
+            stack.enter_context(forward_replaced(model.get_submodule(path), record(path)))
         # Task heads would run for nothing, and logits over a vocabulary take gigabytes.
         getattr(model, "base_model", model)(**batch.inputs)
     if set(calls) != set(anatomy.layers):
