@@ -106,8 +106,10 @@ class Attention(Part):
         """Numbers of heads, and the size of one, under their names in the config."""
         key, module = self.native_key or self.config_key, place.layer.get_submodule(self.module)
         size = self.block(place).units.size
-        named = {key: size, self.queries_key: size * self._queries_per_unit(module)}
-        return {name: value for name, value in named.items() if name} | {"head_dim": getattr(module, self.head_dim)}
+        if not key:
+            return {}
+        queries = {self.queries_key: size * self._queries_per_unit(module)} if self.queries_key else {}
+        return {key: size, **queries, "head_dim": getattr(module, self.head_dim)}
 
     def emptied(self, place: Place) -> None:
         """Let the module run without heads: its output is the bias of the output projection."""

@@ -109,6 +109,10 @@ class ExpertNeurons(Part):
         )
         return Block(place.path, f"{path}.{self.output}", (), None, group, site="tensor")
 
+    def native(self, place: Place) -> dict[str, int]:
+        """The number of neurons under its name in the config."""
+        return {self.config_key: self.block(place).units.size} if self.config_key else {}
+
     def emptied(self, place: Place) -> None:
         """Experts without neurons put out zeros."""
         empty_experts_(place.layer.get_submodule(self.module))

@@ -27,8 +27,9 @@ def _attention(module: str, cross: bool = False) -> Attention:
     )
 
 
-def _feed_forward(*norm: str) -> FeedForward:
-    return FeedForward(inner=("fc1",), output="fc2", entry=(*norm, "fc1", "activation_fn"), exit=None)
+def _feed_forward(stack: str, *norm: str) -> FeedForward:
+    entry = (*norm, "fc1", "activation_fn")
+    return FeedForward(inner=("fc1",), output="fc2", entry=entry, exit=None, native_key=f"{stack}_ffn_dim")
 
 
 def _audio_tokens(config: Any, _: tuple[int, ...]) -> float:
@@ -40,17 +41,16 @@ def _source_audio_tokens(config: Any, indices: tuple[int, ...]) -> float:
 
 
 _SELF, _CROSS = _attention("self_attn"), _attention("encoder_attn", cross=True)
-_POST_NORM, _PRE_NORM = _feed_forward(), _feed_forward("final_layer_norm")
 _ENCODER, _DECODER = Depth("encoder_layers"), Depth("decoder_layers")
 
 FAMILIES = (
     Family(
         model_types=("bart",),
         stacks=(
-            Stack("encoder.layers", (_SELF, _POST_NORM), name="encoder", depth=_ENCODER),
+            Stack("encoder.layers", (_SELF, _feed_forward("encoder")), name="encoder", depth=_ENCODER),
             Stack(
                 "decoder.layers",
-                (_SELF, _CROSS, _POST_NORM),
+                (_SELF, _CROSS, _feed_forward("decoder")),
                 name="decoder",
                 source_tokens=source_tokens,
                 depth=_DECODER,
@@ -61,10 +61,16 @@ FAMILIES = (
         model_types=("whisper",),
         hidden=False,  # its table of sine waves is made for an even width
         stacks=(
-            Stack("encoder.layers", (_SELF, _PRE_NORM), name="encoder", tokens=_audio_tokens, depth=_ENCODER),
+            Stack(
+                "encoder.layers",
+                (_SELF, _feed_forward("encoder", "final_layer_norm")),
+                name="encoder",
+                tokens=_audio_tokens,
+                depth=_ENCODER,
+            ),
             Stack(
                 "decoder.layers",
-                (_SELF, _CROSS, _PRE_NORM),
+                (_SELF, _CROSS, _feed_forward("decoder", "final_layer_norm")),
                 name="decoder",
                 source_tokens=_source_audio_tokens,
                 depth=_DECODER,

@@ -21,6 +21,7 @@ FAMILIES = (
                         output="self_attn.o_proj",
                         queries_per_unit="num_key_value_groups",
                         config_key="num_key_value_heads",
+                        queries_key="num_attention_heads",
                         exit=None,  # the output passes a norm before it is added
                     ),
                     FeedForward(
@@ -28,6 +29,7 @@ FAMILIES = (
                         output="mlp.down_proj",
                         entry=("pre_feedforward_layernorm", "mlp"),
                         exit=None,
+                        counts=("mlp.intermediate_size",),
                         config_key="intermediate_size",
                     ),
                 ),

@@ -21,6 +21,7 @@ FAMILIES = (
                         output="self_attn.o_proj",
                         queries_per_unit="num_key_value_groups",
                         config_key="num_key_value_heads",
+                        queries_key="num_attention_heads",
                     ),
                     Experts(
                         router="mlp.gate",

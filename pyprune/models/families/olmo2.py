@@ -22,6 +22,7 @@ FAMILIES = (
                         output="mlp.down_proj",
                         entry=("mlp",),
                         exit=None,  # the output passes a norm before it is added
+                        counts=("mlp.intermediate_size",),
                         config_key="intermediate_size",
                     ),
                 ),

@@ -21,6 +21,7 @@ FAMILIES = (
                         unit_counts=("num_key_value_heads",),
                         config_counts=("num_attention_heads",),
                         config_key="num_key_value_heads",
+                        queries_key="num_attention_heads",
                     ),
                     FeedForward(
                         inner=("mlp.gate_up_proj",),

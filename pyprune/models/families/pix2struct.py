@@ -70,6 +70,7 @@ FAMILIES = (
                         output="mlp.DenseReluDense.wo",
                         entry=("mlp.layer_norm", "mlp.DenseReluDense"),
                         exit=None,
+                        native_key="d_ff",
                     ),
                 ),
                 source_tokens=source_tokens,

@@ -39,6 +39,7 @@ FAMILIES = (
                         output="self_attn.o_proj",
                         queries_per_unit="num_key_value_groups",
                         config_key="num_key_value_heads",
+                        queries_key="num_attention_heads",
                     ),
                     Experts(
                         router="mlp.gate",
@@ -61,6 +62,7 @@ FAMILIES = (
                         inner=("mlp.gate_proj", "mlp.up_proj"),
                         output="mlp.down_proj",
                         entry=("post_attention_layernorm", "mlp"),
+                        counts=("mlp.intermediate_size",),
                         config_key="intermediate_size",
                         when=_plain,
                     ),

@@ -128,6 +128,7 @@ def _feed_forward(layer: str) -> FeedForward:
         output=f"{dense}.wo",
         entry=(f"{layer}.layer_norm", dense),
         exit=None,
+        native_key="d_ff",
     )
 
 
