@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +20,7 @@ from torch import nn
 
 from pyprune import ops
 from pyprune.capture.collect import frozen
-from pyprune.core.anatomy import Anatomy
+from pyprune.core.anatomy import MODEL_AXES, Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
@@ -33,13 +33,14 @@ from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
 from pyprune.models.adapter import adapter_for
 from pyprune.models.card import write_card
-from pyprune.models.inputs import example_inputs
+from pyprune.models.inputs import config_with, example_inputs
 from pyprune.models.loading import check_model, load, local_directory
 from pyprune.models.native import make_native_, native_groups
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome
 from pyprune.recovery.distill import Distillation, distill
+from pyprune.search import search_jointly
 from pyprune.search.separable import check_feasible
 from pyprune.slicing.slice import slice_
 from pyprune.verification import write_reference
@@ -70,7 +71,7 @@ class Result:
     @property
     def anatomy(self) -> Anatomy:
         """Anatomy of the dense model, which the plan refers to."""
-        return adapter_for(self.dense).anatomy(self.dense)
+        return adapter_for(self.dense).anatomy(self.dense, self.plan.axes)
 
 
 def _load(model: str | Path | nn.Module, tokenizer: Any, dtype: Any, device: str) -> tuple[nn.Module, Any]:
@@ -134,7 +135,7 @@ def calibration_data(
         texts = split(passages, samples, seed)
     else:
         texts = (data,)
-    known = model.config.vocab_size
+    known = config_with(model.config, "vocab_size").vocab_size
     made = [to_samples(part, tokenizer, length) for part in texts]
     for part in made:  # on a GPU such a token would take the whole process down
         largest = max(int(row["input_ids"].max()) for row in part.inputs)
@@ -169,6 +170,7 @@ def score(
     recipe: str | Recipe = DEFAULT_RECIPE,
     tokenizer: Any = None,
     samples: int = 512,
+    axes: Sequence[str] | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: Any = None,
@@ -177,14 +179,15 @@ def score(
 ) -> Scores:
     """What every prunable unit of `model` is worth; no labels are needed.
 
+    Units of the axes `layers` and `hidden` are scored if `axes` names them, by criteria that read weights alone.
     `settings` go to the recipe (with `recipe="kwon"`: `criterion="magnitude"`, `cotangent="labels"`, `draws=4`,
     `tokens="mean"`, ...). Raises InputError for models and data that cannot be used, NumericsError for NaN or Inf.
     """
     chosen = _recipe(recipe, **settings)
     ops.check_choice()
     model, tokenizer = _load(model, tokenizer, dtype, device)
+    anatomy = adapter_for(model).anatomy(model, axes)
     calibration, _ = calibration_data(model, tokenizer, data, samples, seed)
-    anatomy = adapter_for(model).anatomy(model)
     scores = chosen.score(model, anatomy, calibration, seed, Stages(quiet))
     scores.meta["truncated"] = calibration.truncated
     return scores
@@ -208,16 +211,43 @@ def plan(
 
     FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. `floor` units stay in every
     group (or in those that it names), blocks that a pattern of `keep` fits stay whole (`"encoder.layer.0.*"`), and
-    only `axes` lose units (default: all). With `multiple_of=64` every width is a multiple of 64 channels, or dense.
+    only `axes` lose units (default: all that belong to blocks; `layers` and `hidden`, whole layers and the hidden
+    width, have to be named, here and in `score`). With `multiple_of=64` every width is a multiple of 64 channels, or
+    dense.
     With `deploy="uniform"` all layers of a stack get one shape that the family's own config can say, so that the
     checkpoint loads without pyprune; groups whose width it cannot say stay whole.
     Raises BudgetError for budgets that are malformed or infeasible, InputError for patterns and axes that fit nothing.
     """
-    anatomy = adapter_for(model).anatomy(model)
+    anatomy = adapter_for(model).anatomy(model, axes)
     counted = _mean_length(scores) if length is None else float(length)
     least = _floors(model, anatomy, floor, keep, axes, multiple_of, deploy)
-    bounds = {"floor": least, "multiple_of": multiple_of, "uniform": deploy == "uniform"}
-    return _recipe(recipe, **settings).plan(scores, anatomy, Budget.parse(budget), counted, **bounds)
+    bounds = {"multiple_of": multiple_of, "uniform": deploy == "uniform"}
+    return _planned(_recipe(recipe, **settings), scores, anatomy, Budget.parse(budget), counted, least, **bounds)
+
+
+def _planned(
+    chosen: Recipe, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, least: Any, **bounds: Any
+) -> Plan:
+    """The recipe's plan; with axes that belong to no block, its best over their numbers of units."""
+    if not _beyond_blocks(group.axis for group in anatomy.groups):
+        return chosen.plan(scores, anatomy, budget, length, floor=least, **bounds)
+
+    def find(remaining: Anatomy, absolute: Budget, floor: dict[str, int]) -> Plan:
+        return chosen.plan(scores, remaining, absolute, length, floor=floor, **bounds)
+
+    return search_jointly(scores, anatomy, budget, length, least, find, bounds["multiple_of"])
+
+
+def _beyond_blocks(axes: Iterable[str] | None) -> list[str]:
+    """Those of `axes` that belong to no block."""
+    return [axis for axis in dict.fromkeys(axes or ()) if axis in MODEL_AXES]
+
+
+def _check_tuning(chosen: Recipe, axes: Iterable[str]) -> None:
+    """Raise InputError for tuning that compares blocks which a plan with these axes leaves out or narrows."""
+    beyond = _beyond_blocks(axes)
+    if beyond and chosen.tuning != "none":
+        raise InputError(f'tuning={chosen.tuning!r}: not possible for the axis {beyond[0]}; give tuning="none"')
 
 
 def _floors(
@@ -229,7 +259,7 @@ def _floors(
         raise InputError(f"deploy={deploy!r}: choose one of {', '.join(get_args(Deploy))}")
     if deploy == "uniform":
         native = native_groups(model)
-        least |= {g.name: g.size for g in anatomy.groups if g.name not in native}
+        least |= {g.name: g.size for g in anatomy.groups if g.name not in native and g.axis != "layers"}
     return least
 
 
@@ -246,7 +276,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     another model.
     """
     adapter = adapter_for(model)
-    plan.check(adapter.anatomy(model))
+    plan.check(adapter.anatomy(model, plan.axes))
     pruned = slice_(model if inplace else copy.deepcopy(model), adapter, plan)
     if plan.meta.get("uniform"):
         make_native_(pruned)
@@ -272,10 +302,12 @@ def tune(
 
     Works on a copy unless `inplace`. Returns the model and what became of each block. Mask tuning needs `scores`.
     """
+    chosen = _recipe(recipe, **settings)
+    _check_tuning(chosen, plan.axes)
     student = model if inplace else copy.deepcopy(model)
     calibration, _ = calibration_data(teacher, tokenizer, data, samples, seed)
     adapter = adapter_for(teacher)
-    outcomes = _recipe(recipe, **settings).tune(student, teacher, adapter, plan, scores, calibration, Stages(quiet))
+    outcomes = chosen.tune(student, teacher, adapter, plan, scores, calibration, Stages(quiet))
     return student, outcomes
 
 
@@ -374,6 +406,7 @@ def prune(
     parsed = None if budget is None else Budget.parse(budget)
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     chosen = _recipe(recipe, **settings)
+    _check_tuning(chosen, (axes or ()) if given is None else given.axes)
     ops.check_choice()
     if out is not None and not dry_run:
         check_output(out, overwrite)
@@ -383,19 +416,21 @@ def prune(
     with stages.stage("load"):
         source = None if isinstance(model, nn.Module) else model
         dense, tokenizer = _load(model, tokenizer, dtype, device)
+        adapter = adapter_for(dense)
+        anatomy = adapter.anatomy(dense, axes if given is None else given.axes)
         calibration, held_out = calibration_data(dense, tokenizer, data, samples, seed)
-    adapter = adapter_for(dense)
-    anatomy = adapter.anatomy(dense)
     counted = float(calibration.lengths.double().mean() if length is None else length)
     if given is not None:
         given.check(anatomy)
     else:
         least = _floors(dense, anatomy, floor, keep, axes, multiple_of, deploy)
-        check_feasible(parsed, anatomy, counted, least)
+        if not _beyond_blocks(axes):
+            check_feasible(parsed, anatomy, counted, least)
 
     partial = None
     if out is not None and not dry_run:
         what = {"model": fingerprint(dense), "data": data_fingerprint(calibration), "seed": seed}
+        what |= dict.fromkeys(_beyond_blocks(axes), True)  # they have scores of their own
         partial = Partial(out, what | _scoring_settings(chosen), resume)
 
     scores = None
@@ -407,8 +442,8 @@ def prune(
             if partial:
                 partial.save_scores(scores)
         with stages.stage("plan"):
-            bounds = {"floor": least, "multiple_of": multiple_of, "uniform": deploy == "uniform"}
-            given = chosen.plan(scores, anatomy, parsed, counted, **bounds)
+            bounds = {"multiple_of": multiple_of, "uniform": deploy == "uniform"}
+            given = _planned(chosen, scores, anatomy, parsed, counted, least, **bounds)
         if partial:
             partial.save_plan(given)
     notices = _notices(calibration, held_out, most_tokens(dense, tokenizer))

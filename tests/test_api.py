@@ -183,7 +183,8 @@ def test_retraining_pads_with_the_models_own_token():
     padding = []
 
     def look(_, args, kwargs):
-        padding.append(kwargs["input_ids"][kwargs["attention_mask"] == 0])
+        if "attention_mask" in kwargs:
+            padding.append(kwargs["input_ids"][kwargs["attention_mask"] == 0])
 
     teacher.register_forward_pre_hook(look, with_kwargs=True)
     pyprune.retrain(student, teacher, samples(8), epochs=1)
@@ -276,7 +277,7 @@ def test_scores_do_not_depend_on_how_the_caller_runs_models():
 
 def test_models_and_data_that_would_give_wrong_scores():
     data = samples(4)
-    with pytest.raises(InputError, match="unknown model type 'Linear'; known: bert"):
+    with pytest.raises(InputError, match=r"unknown model type 'Linear'; known: .*bert"):
         pyprune.score(torch.nn.Linear(2, 2), data)
     with pytest.raises(InputError, match="chunk_size_feed_forward"):
         pyprune.score(tiny_model("bert", chunk_size_feed_forward=2), data)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.collect import frozen
+from pyprune.capture.taps import by_sample, need_reached
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Batch
 from pyprune.core.errors import NumericsError
@@ -30,9 +31,13 @@ def collect_channels(model: nn.Module, anatomy: Anatomy, batches: Iterable[Batch
     def watch(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             assert current is not None
+            x = by_sample(args[0], len(current.index))
+            mask = current.token_mask
+            if x.shape[1] != mask.shape[1]:  # other tokens than those of the batch pass this block, and none is padding
+                totals[name].add(torch.full((len(x),), x.shape[1]), *channel_stats(x, None, None))
+                return
             padded = "attention_mask" in current.inputs
-            found = channel_stats(args[0], None, current.token_mask if padded else None)
-            totals[name].add(current.lengths.cpu(), *found)
+            totals[name].add(current.lengths.cpu(), *channel_stats(x, None, mask if padded else None))
 
         return hook
 
@@ -49,6 +54,7 @@ def collect_channels(model: nn.Module, anatomy: Anatomy, batches: Iterable[Batch
     finally:
         for handle in handles:
             handle.remove()
+    need_reached((b.units.name for b in blocks), {name for name, found in totals.items() if found.count})
     for name, found in totals.items():
         if not (torch.isfinite(found.m2).all() and torch.isfinite(found.energy).all()):
             raise NumericsError(f"activations of {name} hold NaN or Inf; check the weights and the data")

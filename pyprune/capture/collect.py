@@ -9,14 +9,15 @@ gradient, and the backward pass ends at the first tap.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from pyprune.capture.cotangent import Cotangent
-from pyprune.core.anatomy import Anatomy, Block
+from pyprune.capture.taps import batch_size, by_sample, need_reached
+from pyprune.core.anatomy import Anatomy, Block, UnitGroup
 from pyprune.core.batches import Batch
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.core.statistics import Statistics
@@ -32,38 +33,37 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, name: str, width: int, sink: dict[str, torch.Tensor]
+        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, group: UnitGroup, samples: int, sink: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         ctx.save_for_backward(x)
-        ctx.name, ctx.width, ctx.sink = name, width, sink
+        ctx.group, ctx.samples, ctx.sink = group, samples, sink
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, dx: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        ctx.sink[ctx.name] = prod_reduce(x, dx, group=ctx.width)
+        x, per_sample = by_sample(x, ctx.samples), by_sample(dx, ctx.samples)
+        ctx.sink[ctx.group.name] = prod_reduce(x, per_sample, group=ctx.group.width)
         return (dx if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
 @contextmanager
 def _taps(model: nn.Module, blocks: Sequence[Block], sink: dict[str, torch.Tensor]) -> Iterator[None]:
-    def hook(block: Block, anchor: torch.Tensor) -> Any:
-        def tap(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            x, *rest = args
-            return (_Tap.apply(x, anchor, block.units.name, block.units.width, sink), *rest)
+    with ExitStack() as hooks:
+        samples_seen = hooks.enter_context(batch_size(model))
 
-        return tap
+        def hook(block: Block, anchor: torch.Tensor) -> Any:
+            def tap(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+                x, *rest = args
+                return (_Tap.apply(x, anchor, block.units, samples_seen(), sink), *rest)
 
-    handles = []
-    try:
+            return tap
+
         for block in blocks:
             projection = model.get_submodule(block.projection)
             anchor = torch.zeros((), device=next(projection.parameters()).device, requires_grad=True)
-            handles.append(projection.register_forward_pre_hook(hook(block, anchor)))
+            hooks.callback(projection.register_forward_pre_hook(hook(block, anchor)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -141,6 +141,7 @@ def collect(
     sink: dict[str, torch.Tensor] = {}
     with _taps(model, blocks, sink):
         for batch, draw, scale in backward_passes(model, batches, cotangent, draws):
+            need_reached((block.units.name for block in blocks), sink)
             rows = batch.index * draws + draw
             for name, g in sink.items():
                 gradients[name][rows] = g.float().cpu() / scale

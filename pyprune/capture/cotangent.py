@@ -41,6 +41,8 @@ class EmbeddingProbe:
         self.seed = seed
 
     def __call__(self, outputs: Any, batch: Batch, draw: int) -> torch.Tensor:
+        if not hasattr(outputs, "last_hidden_state"):
+            raise InputError(f"cotangent 'embedding' needs hidden states, which {type(outputs).__name__} does not hold")
         embedding = pooled_embedding(outputs.last_hidden_state, batch)
         z = torch.stack([_noise(self.seed, s, draw, (embedding.shape[-1],)) for s in batch.index.tolist()])
         return (embedding * z.to(embedding)).sum()

@@ -16,7 +16,7 @@ from torch import nn
 
 from pyprune.capture.collect import backward_passes
 from pyprune.capture.cotangent import Cotangent
-from pyprune.capture.taps import output_taps
+from pyprune.capture.taps import need_reached, output_taps
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Batch
 from pyprune.core.errors import NumericsError
@@ -82,13 +82,13 @@ def collect_curvature(
     weight: dict[str, torch.Tensor] = {}
     with output_taps(model, projections, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
         for batch, draw, scale in backward_passes(model, batches, cotangent, draws):
-            real = batch.token_mask
+            need_reached(grams, pending)
             for name, (x, dy) in pending.items():
-                g = dy[real].float() / scale
+                g = batch.real(dy).float() / scale
                 metrics[name].add(g)
                 weight[name] = g.square().sum(1) + (weight[name] if draw else 0)
                 if draw == draws - 1:  # the inputs are the same for all draws of a batch
-                    grams[name].add(x[real].float() * weight[name].sqrt()[:, None])
+                    grams[name].add(batch.real(x).float() * weight[name].sqrt()[:, None])
             pending.clear()
     found = {name: Curvature(grams[name].total(), metrics[name].total()) for name in grams}
     for name, curvature in found.items():
@@ -121,7 +121,8 @@ def measure_updates(
     with output_taps(model, projections, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
         for batch, _, scale in backward_passes(model, batches, cotangent, draws):
             for name, (x, dy) in pending.items():
-                for s, length in enumerate(batch.lengths.tolist()):
+                lengths = batch.lengths.tolist() if x.shape[1] == batch.token_mask.shape[1] else [x.shape[1]] * len(x)
+                for s, length in enumerate(lengths):
                     rows = x[s, :length].float()
                     # The sample's weight gradient: k forms cost one product over tokens, not k.
                     gradient = rows.T @ (dy[s, :length].float() / scale)

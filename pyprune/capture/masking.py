@@ -1,7 +1,8 @@
-"""Masks at the inputs of the output projections, and on routed experts, for as long as a `with` block lasts."""
+"""Masks at the inputs of the output projections, on routed experts and on layers, as long as a `with` block lasts."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Anatomy, Block
+from pyprune.core.anatomy import Anatomy, Block, HiddenGroup
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 
@@ -20,6 +21,8 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
 
     `masks` is a plan (kept units 1, removed units 0) or a mapping from group names to `[size]` tensors of any real
     values; groups that are not named stay dense. An expert of mask 0 is not among those that the router chooses from.
+    What a layer adds to the hidden state is multiplied by its mask: one of mask 0 hands on what it was given. Those
+    of the hidden width are 1 or 0: norms see the entries that are there, as if there had never been others.
     The hooks are gone afterwards, also after an exception. Raises MismatchError for a plan of another model, InputError
     for masks of unknown groups or other sizes.
     """
@@ -37,7 +40,63 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
         for block in anatomy.blocks:
             if block.units.name in masks:
                 _SITES[block.site](stack, model, block, masks[block.units.name])
+        for group in anatomy.layer_groups:
+            if group.units.name in masks:
+                for path, mask in zip(group.layers, masks[group.units.name].tolist(), strict=True):
+                    if mask != 1:
+                        _mask_layer(stack, model.get_submodule(path), mask)
+        if anatomy.hidden and anatomy.hidden.units.name in masks:
+            _mask_hidden(stack, model, anatomy.hidden, masks[anatomy.hidden.units.name])
         yield model
+
+
+def _mask_hidden(stack: ExitStack, model: nn.Module, hidden: HiddenGroup, mask: torch.Tensor) -> None:
+    """Zeros for all that writes or reads the removed entries, and norms that see the others alone."""
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(f"mask of {hidden.units.name}: every entry must be 0 or 1, since norms count them")
+    norms = set(hidden.norms)
+    changed: dict[int, torch.Tensor] = {}
+    for cut in hidden.units.cuts:
+        if cut.module not in norms:
+            tensor = model.get_parameter(cut.tensor)
+            factors = mask.to(tensor).view(-1, *[1] * (tensor.dim() - cut.dim - 1))
+            changed[id(tensor)] = changed.get(id(tensor), tensor.detach()) * factors
+    for module in model.modules():
+        for name, tensor in list(module._parameters.items()):
+            if id(tensor) in changed:  # also where it is tied
+                stack.callback(module._parameters.__setitem__, name, tensor)
+                module._parameters[name] = nn.Parameter(changed[id(tensor)], requires_grad=False)
+    kept = mask.nonzero()[:, 0]
+    for path in hidden.norms:
+        stack.enter_context(forward_replaced(model.get_submodule(path), _norm_of(model.get_submodule(path), kept)))
+
+
+def _norm_of(norm: Any, kept: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward of `norm` over the `kept` channels, and zeros for the others."""
+    small = copy.copy(norm)
+    parameters = {name: t if t is None else nn.Parameter(t[kept.to(t.device)]) for name, t in norm._parameters.items()}
+    vars(small)["_parameters"] = parameters
+    if hasattr(norm, "normalized_shape"):
+        small.normalized_shape = (len(kept),)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        index = kept.to(x.device)
+        return torch.zeros_like(x).index_copy(-1, index, small(x.index_select(-1, index)))
+
+    return forward
+
+
+def _mask_layer(stack: ExitStack, layer: nn.Module, mask: float) -> None:
+    """Multiply what `layer` adds to the hidden state; what else it returns goes on as it is (position biases)."""
+
+    def hand_on(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        entered = args[0] if args else kwargs["hidden_states"]
+        left = output if isinstance(output, torch.Tensor) else output[0]
+        # Not by a product with 0: a layer that is left out may overflow.
+        left = entered + mask * (left - entered) if mask else entered
+        return left if isinstance(output, torch.Tensor) else (left, *output[1:])
+
+    stack.callback(layer.register_forward_hook(hand_on, with_kwargs=True).remove)
 
 
 def _mask_input(stack: ExitStack, model: nn.Module, block: Block, mask: torch.Tensor) -> None:
@@ -77,6 +136,19 @@ def _mask_router(stack: ExitStack, model: nn.Module, block: Block, mask: torch.T
             stack.callback(setattr, router, attribute.name, getattr(router, attribute.name))
             setattr(router, attribute.name, attribute.value(len(kept)))
     stack.callback(router.register_forward_hook(among_all).remove)
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let `module` run another forward while the context lasts."""
+    own = vars(module).get("forward")  # libraries that move weights between devices put one on the instance
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def _replace(stack: ExitStack, module: nn.Module, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

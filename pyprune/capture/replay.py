@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +10,19 @@ import torch
 from torch import nn
 
 from pyprune.capture.collect import frozen
+from pyprune.capture.masking import forward_replaced
+from pyprune.capture.taps import by_sample
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
-from pyprune.core.errors import InputError, MismatchError
+from pyprune.core.errors import MismatchError
 
 
 class _Reached(Exception):
-    """The projection's input was captured: the rest of the layer need not run."""
+    """The projection's input `x` (and output `y`) was captured: the rest need not run."""
 
-    def __init__(self, x: torch.Tensor) -> None:
+    def __init__(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.x = x
+        self.x, self.y = x, y
 
 
 @dataclass
@@ -32,33 +33,15 @@ class Call:
     kwargs: dict[str, Any]
 
 
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(module).get("forward")  # libraries that move weights between devices put one on the instance
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
-
-
 @torch.no_grad()
 def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tensor, dict[str, Call]]:
     """The hidden state `[B, T, d]` that enters the first block, and every layer's call.
 
     The model's own forward runs with its layers replaced by identities that record how they were called: embeddings,
-    masks and positions come out exactly as the family makes them, at next to no cost. InputError when a block cannot be
-    run alone.
+    masks and positions come out exactly as the family makes them, at next to no cost. Only for models all of whose
+    blocks have an exit.
     """
     anatomy.need_projections("running block by block")
-    for block in anatomy.blocks:
-        if block.exit is None:
-            raise InputError(
-                f"running block by block: not possible for {block.units.name}, whose output is not just added to the "
-                'hidden states before the next block reads them; use tuning="bias" or "none"'
-            )
     calls: dict[str, Call] = {}
     entered: list[torch.Tensor] = []
 
@@ -73,7 +56,7 @@ def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tenso
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
         for path in anatomy.layers:
-            stack.enter_context(_forward_replaced(model.get_submodule(path), record(path)))
+            stack.enter_context(forward_replaced(model.get_submodule(path), record(path)))
         # Task heads would run for nothing, and logits over a vocabulary take gigabytes.
         getattr(model, "base_model", model)(**batch.inputs)
     if set(calls) != set(anatomy.layers):
@@ -98,10 +81,32 @@ def context(model: nn.Module, block: Block, hidden: torch.Tensor, call: Call) ->
             return hidden
         model.get_submodule(block.layer_path)(hidden, *call.args, **call.kwargs)
     except _Reached as reached:
-        return reached.x
+        return by_sample(reached.x, len(hidden))
     finally:
         handle.remove()
     raise MismatchError(f"{block.layer_path} ran without calling {block.projection}")
+
+
+@torch.no_grad()
+def reach(model: nn.Module, path: str, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Input and output `[B, T, *]` of the linear layer at `path` in a forward pass that ends there.
+
+    None when the model does not call it on such data (a decoder's cross-attention without a source).
+    """
+    layer = model.get_submodule(path)
+
+    def stop(_: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> None:
+        raise _Reached(args[0], y)
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        model(**batch.inputs)
+    except _Reached as reached:
+        samples = len(batch.index)
+        return by_sample(reached.x, samples), by_sample(reached.y, samples)
+    finally:
+        handle.remove()
+    return None
 
 
 @torch.no_grad()

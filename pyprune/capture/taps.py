@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from pyprune.core.errors import InputError
+
 OnGradient = Callable[[str, torch.Tensor, torch.Tensor], None]
+
+
+def by_sample(x: torch.Tensor, samples: int) -> torch.Tensor:
+    """`x` `[..., n]`, whose first dimensions hold the samples' tokens in order, as `[samples, T, n]`.
+
+    Some families flatten samples into one row of tokens, or split them into windows.
+    """
+    return x if x.dim() == 3 and len(x) == samples else x.reshape(samples, -1, x.shape[-1])
+
+
+def need_reached(names: Iterable[str], reached: Container[str]) -> None:
+    """InputError for the first of `names` that is not `reached`: what nothing is known of would count for nothing."""
+    for name in names:
+        if name not in reached:
+            raise InputError(f"{name}: the data never passes it, or the loss does not depend on it")
+
+
+@contextmanager
+def batch_size(model: nn.Module) -> Iterator[Callable[[], int]]:
+    """A function that tells how many samples the last forward pass of `model` was given (by keyword)."""
+    last = 0
+
+    def remember(_: nn.Module, __: tuple, kwargs: dict[str, Any]) -> None:
+        nonlocal last
+        last = len(next(value for value in kwargs.values() if isinstance(value, torch.Tensor)))
+
+    handle = model.register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        yield lambda: last
+    finally:
+        handle.remove()
 
 
 class _OutputTap(torch.autograd.Function):
@@ -35,20 +68,18 @@ def output_taps(model: nn.Module, layers: Iterable[tuple[str, str]], on_gradient
     `x` `[B, T, n]` is the layer's input, `dy` `[B, T, d]` the gradient at its output.
     """
 
-    def hook(name: str, anchor: torch.Tensor) -> Any:
-        def tap(_: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
-            x = args[0].detach()
-            return _OutputTap.apply(y, anchor, lambda dy: on_gradient(name, x, dy))
+    with ExitStack() as hooks:
+        samples_seen = hooks.enter_context(batch_size(model))
 
-        return tap
+        def hook(name: str, anchor: torch.Tensor) -> Any:
+            def tap(_: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
+                n, x = samples_seen(), args[0].detach()
+                return _OutputTap.apply(y, anchor, lambda dy: on_gradient(name, by_sample(x, n), by_sample(dy, n)))
 
-    handles = []
-    try:
+            return tap
+
         for name, path in layers:
             layer = model.get_submodule(path)
             anchor = torch.zeros((), device=next(layer.parameters()).device, requires_grad=True)
-            handles.append(layer.register_forward_hook(hook(name, anchor)))
+            hooks.callback(layer.register_forward_hook(hook(name, anchor)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -49,7 +49,11 @@ Keep = Annotated[
     typer.Option(help="Pattern of blocks that stay whole, 'encoder.layer.0.*' for example; may be given again."),
 ]
 Axes = Annotated[
-    str | None, typer.Option(help="The only axes that lose units, separated by commas: heads,neurons. Default: all.")
+    str | None,
+    typer.Option(
+        help="The only axes that lose units, separated by commas: heads,neurons. Default: all of blocks. layers and "
+        "hidden have to be named."
+    ),
 ]
 MultipleOf = Annotated[
     int, typer.Option(help="Round widths so that channels are multiples of this, 64 for example; or dense.")
@@ -73,10 +77,14 @@ def budget(flops: str | None, params: str | None) -> dict[str, str] | None:
     return {k: v for k, v in (("flops", flops), ("params", params)) if v is not None} or None
 
 
+def names(given: str | None) -> list[str] | None:
+    """The names in a list with commas; None when none was given."""
+    return None if given is None else [name.strip() for name in given.split(",")]
+
+
 def bounds(floor: int, keep: list[str] | None, axes: str | None, multiple_of: int, deploy: str) -> dict[str, Any]:
     """The arguments of `pyprune.plan` that bound what a plan may take away."""
-    chosen = None if axes is None else [axis.strip() for axis in axes.split(",")]
-    return {"floor": floor, "keep": keep or (), "axes": chosen, "multiple_of": multiple_of, "deploy": deploy}
+    return {"floor": floor, "keep": keep or (), "axes": names(axes), "multiple_of": multiple_of, "deploy": deploy}
 
 
 def settings(**given: Any) -> dict[str, Any]:

@@ -59,4 +59,4 @@ def plan(
     if as_json:
         print(json.dumps({"length": made.length, "kept": made.counts, "meta": made.meta}))
     elif not quiet:
-        print(made.explain(adapter_for(loaded).anatomy(loaded)))
+        print(made.explain(adapter_for(loaded).anatomy(loaded, made.axes)))

@@ -3,13 +3,13 @@
 A transformer layer is two or more *blocks*: attention, cross-attention, feed-forward. Each ends in an output projection
 that writes to the residual stream, and its *units* (heads, KV groups, neurons, experts) are slices of the tensors in
 front of it. A `Block` says where these sit in the module tree; everything above works on blocks and never asks for a
-family's name.
+family's name. Groups of `MODEL_AXES` belong to no block: whole layers, and the hidden width.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,8 +18,11 @@ from torch import nn
 
 from pyprune.core.errors import InputError
 
-Axis = Literal["heads", "kv_groups", "neurons", "experts"]
+Axis = Literal["heads", "kv_groups", "neurons", "experts", "layers", "hidden"]
 Site = Literal["projection", "router", "tensor"]
+
+# Axes whose groups belong to no block; an anatomy has them only if they are asked for.
+MODEL_AXES = ("layers", "hidden")
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,15 @@ class UnitCost:
     experts: str = ""
     chosen: int = 0
 
-    def flops(self, length: float) -> float:
-        """FLOPs per sequence of `length` tokens (a mean length may be fractional)."""
+    def flops(self, length: float, width: float = 1.0) -> float:
+        """FLOPs per sequence of `length` tokens (a mean length may be fractional).
+
+        `width` is the share of the hidden width that is left: weights shrink with it, scores between tokens do not.
+        """
         tokens = length + self.extra_tokens if self.tokens is None else self.tokens
         keys = self.keys if self.keys is not None else (length if self.key_params else tokens)
         weights = self.share * tokens * (self.params - self.key_params - self.table_params) + keys * self.key_params
-        return 2.0 * (weights + tokens * (keys * self.attention + self.per_token) + self.per_pass)
+        return 2.0 * (width * (weights + self.per_pass) + tokens * (keys * self.attention + self.per_token))
 
 
 @dataclass(frozen=True)
@@ -173,8 +179,31 @@ class Block:
 
 
 @dataclass(frozen=True)
+class LayerGroup:
+    """The layers of one stack that can be left out: unit `u` is the layer at `layers[u]`.
+
+    A layer whose mask is 0 hands on the hidden state that it was given. Its cost is that of its blocks.
+    """
+
+    units: UnitGroup
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HiddenGroup:
+    """The hidden width: one unit is an entry of the vector that runs through the whole model.
+
+    `units.cuts` are all its dimensions in parameters. `norms` are the paths of the norms over it: what is left is
+    normalised by its own mean and variance, as if there had never been more.
+    """
+
+    units: UnitGroup
+    norms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Anatomy:
-    """Blocks of a model in the order in which the data passes them.
+    """Blocks of a model in the order in which the data passes them, and the groups of other axes that were asked for.
 
     `layers` are the paths of the layers; those in `pairs` return the hidden state and None, the others it alone.
     """
@@ -183,10 +212,26 @@ class Anatomy:
     layers: tuple[str, ...]
     blocks: tuple[Block, ...]
     pairs: frozenset[str] = frozenset()
+    layer_groups: tuple[LayerGroup, ...] = ()
+    hidden: HiddenGroup | None = None
 
     @property
     def groups(self) -> tuple[UnitGroup, ...]:
-        return tuple(block.units for block in self.blocks)
+        hidden = (self.hidden.units,) if self.hidden else ()
+        return (*(block.units for block in self.blocks), *(group.units for group in self.layer_groups), *hidden)
+
+    def lost_layers(self, kept: Mapping[str, torch.Tensor]) -> frozenset[str]:
+        """Paths of the layers that are left out when the units `kept[name]` of every group stay."""
+        lost = set()
+        for group in self.layer_groups:
+            lost |= set(group.layers) - {group.layers[unit] for unit in kept[group.units.name].tolist()}
+        return frozenset(lost)
+
+    def counts(self, kept: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """How many units of each group are there when `kept[name]` stay: none of a layer that is left out."""
+        lost = self.lost_layers(kept)
+        counts = {name: len(units) for name, units in kept.items()}
+        return counts | {block.units.name: 0 for block in self.blocks if block.layer_path in lost}
 
     def block(self, group_name: str) -> Block:
         """The block whose unit group is called `group_name`; KeyError names the known ones."""
@@ -198,12 +243,24 @@ class Anatomy:
     def flops(self, length: float, kept: Mapping[str, int] | None = None) -> float:
         """FLOPs of the prunable blocks for one sequence of `length` tokens, with `kept[name]` units (default: all)."""
         kept = self._sizes if kept is None else kept
-        return sum(g.cost.flops(length) * kept[g.name] * self._experts_left(g.cost, kept)[0] for g in self.groups)
+        width = self._width_left(kept)
+        return sum(
+            g.cost.flops(length, width) * kept[g.name] * self._experts_left(g.cost, kept)[0] for g in self.groups
+        )
 
     def params(self, kept: Mapping[str, int] | None = None) -> int:
         """Weights of the prunable blocks with `kept[name]` units a group (default: all); biases not counted."""
         kept = self._sizes if kept is None else kept
-        return round(sum(g.cost.params * kept[g.name] * self._experts_left(g.cost, kept)[1] for g in self.groups))
+        units = sum(g.cost.params * kept[g.name] * self._experts_left(g.cost, kept)[1] for g in self.groups)
+        return round(units * self._width_left(kept))
+
+    def need_blocks(self, purpose: str) -> None:
+        """InputError when there is a group that belongs to no block, where `purpose` needs one."""
+        for group in self.groups[len(self.blocks) :]:
+            raise InputError(
+                f"{purpose}: not possible for the axis {group.axis}; use a criterion that reads weights alone "
+                '(recipe="kwon", criterion="magnitude" or "random")'
+            )
 
     def need_projections(self, purpose: str) -> None:
         """InputError when there is a block without an output projection of its own, which `purpose` needs."""
@@ -218,6 +275,10 @@ class Anatomy:
     def _sizes(self) -> dict[str, int]:
         return {group.name: group.size for group in self.groups}
 
+    def _width_left(self, kept: Mapping[str, int]) -> float:
+        """Share of the hidden width that is left."""
+        return kept[self.hidden.units.name] / self.hidden.units.size if self.hidden else 1.0
+
     def _experts_left(self, cost: UnitCost, kept: Mapping[str, int]) -> tuple[float, float]:
         """Shares of the experts of a unit that are still passed by a token, and that are still there."""
         if not cost.experts:
@@ -229,8 +290,11 @@ class Anatomy:
 class Adapter(Protocol):
     """What pyprune has to know about a model. The tables in `pyprune/models/` give it for each family."""
 
-    def anatomy(self, model: nn.Module) -> Anatomy:
-        """Blocks and unit groups of `model` as it stands now (a pruned model included)."""
+    def anatomy(self, model: nn.Module, axes: Sequence[str] | None = None) -> Anatomy:
+        """Blocks and unit groups of `model` as it stands now (a pruned model included).
+
+        Groups of `MODEL_AXES` are there for those that `axes` names; InputError for an axis that `model` lacks.
+        """
         ...
 
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:

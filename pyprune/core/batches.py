@@ -32,6 +32,11 @@ class Batch:
         positions = torch.arange(next(iter(self.inputs.values())).shape[1], device=self.lengths.device)
         return positions < self.lengths[:, None]
 
+    def real(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows `[N, n]` of `x` `[B, T, n]` at real tokens; all rows of a block that other tokens pass."""
+        mask = self.token_mask
+        return x[mask] if x.shape[1] == mask.shape[1] else x.flatten(0, 1)
+
     def to(self, device: torch.device | str) -> Batch:
         return Batch(
             {k: v.to(device) for k, v in self.inputs.items()},

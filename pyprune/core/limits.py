@@ -36,10 +36,15 @@ def floors(
                 f"keep={pattern!r} fits no block of the model; groups are called {anatomy.groups[0].name}, ..., "
                 f"modules {anatomy.blocks[0].projection}, ..."
             )
+    beyond = anatomy.groups[len(anatomy.blocks) :]
+    if keep and beyond:
+        raise InputError(
+            f"keep={keep[0]!r}: the axis {beyond[0].axis} takes from every block; leave out one of the two"
+        )
+    kept_whole = {block.units.name for block in anatomy.blocks if any(_fits(pattern, block) for pattern in keep)}
     least = {}
-    for block in anatomy.blocks:
-        group = block.units
-        whole = (axes is not None and group.axis not in axes) or any(_fits(pattern, block) for pattern in keep)
+    for group in anatomy.groups:
+        whole = (axes is not None and group.axis not in axes) or group.name in kept_whole
         count = floor if isinstance(floor, int) else floor.get(group.name, 0)
         if count < 0:
             raise InputError(f"floor={count} must not be negative")

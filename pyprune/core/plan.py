@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import Anatomy
+from pyprune.core.anatomy import MODEL_AXES, Anatomy
 from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.storage import read_json, write_json
 
@@ -43,6 +43,12 @@ class Plan:
         return cls({name: torch.arange(size) for name, size in sizes.items()}, sizes, length)
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """Those axes of its groups that belong to no block, which an anatomy has to be asked for."""
+        last = {name.rpartition(".")[2] for name in self.sizes}
+        return tuple(axis for axis in MODEL_AXES if axis in last)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Kept units a group."""
         return {name: int(index.numel()) for name, index in self.kept.items()}
@@ -68,7 +74,8 @@ class Plan:
 
     def cost(self, anatomy: Anatomy, resource: str) -> float:
         """Kept FLOPs (per sequence of `self.length` tokens) or parameters of the prunable blocks."""
-        return anatomy.flops(self.length, self.counts) if resource == "flops" else float(anatomy.params(self.counts))
+        counts = anatomy.counts(self.kept)
+        return anatomy.flops(self.length, counts) if resource == "flops" else float(anatomy.params(counts))
 
     def explain(self, anatomy: Anatomy) -> str:
         """A table: what stays in every block, and what that leaves of FLOPs and parameters."""
@@ -78,9 +85,15 @@ class Plan:
         for g in anatomy.groups:
             kept = self.counts[g.name]
             gone = g.size - kept
+            saved = gone * g.cost.flops(self.length), gone * g.cost.params
+            if g.axis in MODEL_AXES:  # without a cost of its own: what it takes from a model that keeps all else
+                alone = anatomy.counts(
+                    {o.name: torch.arange(o.size) for o in anatomy.groups} | {g.name: self.kept[g.name]}
+                )
+                saved = flops - anatomy.flops(self.length, alone), params - anatomy.params(alone)
             lines.append(
                 f"{g.name:<24}{kept:>12}{g.size:>8}{kept / max(g.size, 1):>8.1%}"
-                f"{gone * g.cost.flops(self.length) / flops:>14.2%}{gone * g.cost.params / params:>14.2%}"
+                f"{saved[0] / flops:>14.2%}{saved[1] / params:>14.2%}"
             )
         lines.append(
             f"blocks keep {self.cost(anatomy, 'flops') / flops:.2%} of their FLOPs at {self.length:.1f} tokens a "

@@ -6,6 +6,7 @@ The norm is summed, not averaged: a budget search weighs a score against the uni
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from pyprune.importance.registry import Evidence, criterion
 
@@ -21,4 +22,12 @@ def magnitude(evidence: Evidence) -> dict[str, torch.Tensor]:
                 channels = tensor.double().square().movedim(cut.dim, 0).flatten(1).sum(1).cpu()
                 total += channels[cut.positions(torch.arange(group.size))].sum(1)
         scores[group.name] = total
+    for group in evidence.anatomy.layer_groups:
+        layers = [evidence.model.get_submodule(path) for path in group.layers]
+        scores[group.units.name] = torch.tensor([_weights_of(layer) for layer in layers], dtype=torch.float64)
     return scores
+
+
+def _weights_of(layer: nn.Module) -> float:
+    """Squared norm of all matrices of a layer."""
+    return sum(float(tensor.detach().double().square().sum()) for tensor in layer.parameters() if tensor.dim() > 1)

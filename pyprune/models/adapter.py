@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Anatomy, Block, UnitGroup
+from pyprune.core.anatomy import Anatomy, Block, LayerGroup, UnitGroup
 from pyprune.core.errors import InputError
-from pyprune.models.family import Family, Part
+from pyprune.models.depth import Depth
+from pyprune.models.family import Family, Part, base_path
+from pyprune.models.hidden import HIDDEN, hidden_group
 from pyprune.models.layer_config import remember_
 from pyprune.models.place import Place
 from pyprune.models.registry import FAMILIES
@@ -85,11 +87,12 @@ class Record(NamedTuple):
 class TransformersAdapter:
     """Implements `core.anatomy.Adapter` for every model whose type, or the types of whose members, have a table."""
 
-    def anatomy(self, model: nn.Module) -> Anatomy:
+    def anatomy(self, model: nn.Module, axes: Sequence[str] | None = None) -> Anatomy:
         """Blocks and unit groups of `model` as it stands now, a pruned model included.
 
-        `model` is the bare model or any of its task models. InputError when its config asks for something that cannot
-        be pruned exactly, or when its modules are not those of the family.
+        `model` is the bare model or any of its task models. Groups of `core.anatomy.MODEL_AXES` are there for those
+        that `axes` names. InputError when its config asks for something that cannot be pruned exactly, when its modules
+        are not those of the family, and for an axis that the model does not have.
         """
         layers: dict[str, bool] = {}
         blocks: list[Block] = []
@@ -107,7 +110,8 @@ class TransformersAdapter:
                 "give the transformers model itself, not a wrapper of it"
             )
         pairs = frozenset(path for path, pair in layers.items() if pair)
-        return Anatomy(model.config.model_type, tuple(layers), tuple(blocks), pairs)
+        anatomy = Anatomy(model.config.model_type, tuple(layers), tuple(blocks), pairs)
+        return _with_axes(model, anatomy, axes) if axes else anatomy
 
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:
         """Bring derived attributes, emptied blocks and the config in line after the weights were cut."""
@@ -126,8 +130,56 @@ class TransformersAdapter:
                     part.emptied(place)
         for record in records(model):
             groups = [replace(before[group.name], config_key=group.config_key) for group in record.groups]
+            if anatomy.hidden and not record.prefix:
+                groups.append(anatomy.hidden.units)
             for config in record.configs:
                 write_widths(config, record.family, record.prefix, groups, sizes)
+        if anatomy.hidden:
+            for path in anatomy.hidden.norms:
+                norm: Any = model.get_submodule(path)
+                if hasattr(norm, "normalized_shape"):
+                    norm.normalized_shape = (sizes[anatomy.hidden.units.name],)
+        if lost := anatomy.lost_layers(kept):
+            for member, depth, places in _deep_stacks(model):
+                depth.drop_(model, places, lost, member.prefix, configs_of(member, model.config))
+
+
+def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
+    """`anatomy` with the groups of those `axes` that belong to no block; InputError when the model lacks one."""
+    known = {group.axis for group in anatomy.groups}
+    layer_groups: list[LayerGroup] = []
+    for member, depth, places in _deep_stacks(model):
+        known.add("layers")
+        if "layers" in axes:
+            _check_depth(model, member, depth)
+            layer_groups += depth.groups(places, member.prefix + base_path(member.model))
+    found = list(members(model))
+    if len(found) == 1 and not found[0].prefix and found[0].family.hidden:
+        known.add(HIDDEN)
+    for axis in axes:
+        if axis not in known:
+            raise InputError(f"axis {axis!r}: the model has {', '.join(sorted(known))}")
+    hidden = hidden_group(model, anatomy) if HIDDEN in axes else None
+    return replace(anatomy, layer_groups=tuple(layer_groups), hidden=hidden)
+
+
+def _deep_stacks(model: nn.Module) -> Iterator[tuple[Member, Depth, list[Place]]]:
+    """The stacks of `model` of which layers can be left out."""
+    for member in members(model):
+        for stack in member.family.stacks:
+            if stack.depth and (places := list(stack.find(member.model, member.prefix))):
+                yield member, stack.depth, places
+
+
+def _check_depth(model: Any, member: Member, depth: Depth) -> None:
+    """InputError when the config of `member` cannot say that it lost layers."""
+    reason = depth.refuses(member.model.config) if depth.refuses else ""
+    own = configs_of(member, model.config)
+    others = [other for other in members(model) if other.prefix != member.prefix]
+    if any(a is b for other in others for a in configs_of(other, model.config) for b in own):
+        reason = f"one config describes {member.prefix[:-1]} and {others[0].prefix[:-1]}"
+    if reason:
+        raise InputError(f"axis 'layers' of {type(member.model).__name__}: {reason}")
 
 
 def members(model: nn.Module) -> Iterator[Member]:

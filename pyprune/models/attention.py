@@ -98,7 +98,9 @@ class Attention(Part):
             attributes=attributes,
             config_key=self.config_key,
         )
-        return Block(place.path, f"{place.path}.{self.output}", (), place.below(self.exit), group)
+        # The source of cross-attention may be missing: then the layer leaves it out.
+        leaves = None if self.cross else place.below(self.exit)
+        return Block(place.path, f"{place.path}.{self.output}", (), leaves, group)
 
     def native(self, place: Place) -> dict[str, int]:
         """Numbers of heads, and the size of one, under their names in the config."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,11 @@ def _loading(model: Any) -> list[str]:
 def _what_stayed(anatomy: Anatomy, plan: Plan) -> list[str]:
     groups = anatomy.groups
     lines = []
-    for resource, unit in (("FLOPs", lambda g: g.cost.flops(plan.length)), ("weights", lambda g: g.cost.params)):
-        dense = sum(unit(g) * plan.sizes[g.name] for g in groups)
-        lines.append(f"- {sum(unit(g) * g.size for g in groups) / dense:.1%} of the blocks' {resource}")
-    lines[0] += f", counted at {plan.length:.1f} tokens a sequence"
+    for name in plan.sizes if plan.axes else ():
+        if name.rpartition(".")[2] in plan.axes:
+            lines.append(f"- {len(plan.kept[name])} of {plan.sizes[name]} of `{name}`")
+    if not plan.axes:
+        lines += _shares(groups, plan)
     kinds: dict[str, list[UnitGroup]] = defaultdict(list)
     for group in groups:
         kinds[group_kind(group)].append(group)
@@ -76,4 +78,13 @@ def _what_stayed(anatomy: Anatomy, plan: Plan) -> list[str]:
     named = [f"{key} {plan.meta[key]}" for key in ("criterion", "cotangent", "samples", "seed") if key in plan.meta]
     if named:
         lines += ["", f"Chosen by: {', '.join(named)}. `pyprune_plan.json` lists every unit that stayed."]
+    return lines
+
+
+def _shares(groups: Sequence[UnitGroup], plan: Plan) -> list[str]:
+    lines = []
+    for resource, unit in (("FLOPs", lambda g: g.cost.flops(plan.length)), ("weights", lambda g: g.cost.params)):
+        dense = sum(unit(g) * plan.sizes[g.name] for g in groups)
+        lines.append(f"- {sum(unit(g) * g.size for g in groups) / dense:.1%} of the blocks' {resource}")
+    lines[0] += f", counted at {plan.length:.1f} tokens a sequence"
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from torch import nn
 from pyprune.core.anatomy import Block
 from pyprune.core.errors import InputError
 from pyprune.models.place import Place
+
+if TYPE_CHECKING:
+    from pyprune.models.depth import Depth
 
 # From a config and the indices of a layer: how many tokens; None where that follows from the length of the text.
 Figure = Callable[[Any, tuple[int, ...]], float | None]
@@ -51,7 +54,8 @@ class Stack:
     `parts` are the blocks of a layer, in the order in which the data passes them. `name` tells the stacks of a model
     apart. `tokens`, `keys`, `source_tokens`, `query_tokens` and `extra_tokens` give the figures of `Place` from the
     config and the indices of a layer, where they do not follow from the length of the text; None where they do.
-    `pairs` says that a layer returns the hidden state and None.
+    `pairs` says that a layer returns the hidden state and None. `depth` says how layers are left out; None:
+    they cannot.
     """
 
     layers: str
@@ -63,12 +67,11 @@ class Stack:
     query_tokens: Figure | None = None
     extra_tokens: Figure | None = None
     pairs: bool = False
+    depth: Depth | None = None
 
     def find(self, model: nn.Module, prefix: str) -> Iterator[Place]:
         """The layers of `model`, a transformers model at the path `prefix`; none when it lacks the stack."""
-        base = getattr(model, "base_model_prefix", "")
-        below = f"{base}.{self.layers}" if base and hasattr(model, base) else self.layers
-        for index, (indices, path, layer) in enumerate(_expand(model, below)):
+        for index, (indices, path, layer) in enumerate(_expand(model, base_path(model) + self.layers)):
             name = ".".join([*([self.name] if self.name else []), "layers", *map(str, indices)])
             asked = (self.tokens, self.keys, self.source_tokens, self.query_tokens, self.extra_tokens)
             figures = [figure and figure(model.config, indices) for figure in asked]
@@ -82,12 +85,14 @@ class Family:
     `refused` lists config values that cannot be pruned exactly: attribute, value, reason. A model whose config holds
     the configs of other models needs no table for those: they are found by their own model types. `source_tokens` tells
     of such a model how many tokens the cross-attention of its member at a path reads; None: as many as the text has.
+    `hidden` is False where no single vector runs through the model, or its forward reads the width from the config.
     """
 
     model_types: tuple[str, ...]
     stacks: tuple[Stack, ...] = ()
     refused: tuple[tuple[str, object, str], ...] = ()
     source_tokens: Callable[[nn.Module, str], float | None] | None = None
+    hidden: bool = True
 
     def parts(
         self, model: nn.Module, prefix: str = "", source_tokens: float | None = None
@@ -118,6 +123,12 @@ class Family:
         """Those of `config_keys` from which the family computes the size of a head."""
         parts = [part for stack in self.stacks for part in stack.parts]
         return frozenset(part.config_key for part in parts if getattr(part, "derives_head_dim", False))
+
+
+def base_path(model: nn.Module) -> str:
+    """Path of the base model inside a task model, ending in a dot; empty for the base model itself."""
+    base = getattr(model, "base_model_prefix", "")
+    return f"{base}." if base and hasattr(model, base) else ""
 
 
 def _expand(root: nn.Module, pattern: str) -> Iterator[tuple[tuple[int, ...], str, nn.Module]]:

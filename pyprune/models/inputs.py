@@ -52,7 +52,7 @@ def example_inputs(
 
 
 def _tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
-    config = _holder(config, "vocab_size")
+    config = config_with(config, "vocab_size")
     length = wanted.length
     # Old configs say -1 for no padding token.
     vocabulary, pad = config.vocab_size, max(getattr(config, "pad_token_id", None) or 0, 0)
@@ -86,13 +86,13 @@ def _encoder_states(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
 
 
 def _decoder_tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
-    config = _holder(getattr(config, "decoder", None) or config, "vocab_size")
+    config = config_with(getattr(config, "decoder", None) or config, "vocab_size")
     shape = (wanted.batch, min(wanted.length, getattr(config, "max_position_embeddings", None) or wanted.length))
     return {"decoder_input_ids": torch.randint(0, config.vocab_size, shape, generator=wanted.generator)}
 
 
 def _pixels(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
-    config = _holder(config, "image_size")
+    config = config_with(config, "image_size")
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     shape = (wanted.batch, getattr(config, "num_channels", 3), height, width)
@@ -100,13 +100,13 @@ def _pixels(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
 
 
 def _spectrogram(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
-    config = _holder(config, "max_source_positions")
+    config = config_with(config, "max_source_positions")
     shape = (wanted.batch, config.num_mel_bins, 2 * config.max_source_positions)
     return {"input_features": torch.randn(shape, generator=wanted.generator)}
 
 
 def _patches(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
-    config = _holder(config, "patch_embed_hidden_size")
+    config = config_with(config, "patch_embed_hidden_size")
     length = min(wanted.length, config.seq_len - 1)
     position = torch.arange(length)
     mask = position < length - torch.arange(wanted.batch)[:, None] * length // (2 * wanted.batch)
@@ -126,7 +126,7 @@ _MAKERS: dict[str, Callable[[Any, _Wanted], dict[str, torch.Tensor]]] = {
 }
 
 
-def _holder(config: Any, attribute: str) -> Any:
+def config_with(config: Any, attribute: str) -> Any:
     """`config`, or the first config inside it that has `attribute`."""
     for found in (config, *(below for _, below in configs_below(config))):
         if getattr(found, attribute, None) is not None:

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import sys
 import threading
+import weakref
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -59,16 +60,17 @@ def _extend(base: type) -> None:
         if _is_pruned(config) and not config.allow_global_per_layer_attribute_access:
             # Layers read their widths from the global config, which transformers forbids while layers differ.
             config.allow_global_per_layer_attribute_access = True
-            _opened().append(config)
+            _constructing.models = [weakref.ref(model) for model in (*_opened(), self)]
 
     @functools.wraps(post_init)
     def close_constructor(self: Any) -> None:
         if _is_pruned(self.config):
             from pyprune.models.shrink import shrink_
 
-            if shrink_(self) and any(config is self.config for config in _opened()):
+            if shrink_(self) and any(model.config is self.config for model in _opened()):
                 del vars(self.config)["allow_global_per_layer_attribute_access"]
-                _constructing.configs = [config for config in _opened() if config is not self.config]
+                still = (model for model in _opened() if model.config is not self.config)
+                _constructing.models = [weakref.ref(model) for model in still]
         post_init(self)
 
     close_constructor.cuts_pruned_models = True
@@ -79,10 +81,11 @@ def _extend(base: type) -> None:
 
 
 def _opened() -> list[Any]:
-    """Configs of the models that are under construction in this thread, whose global widths may be read."""
-    if not hasattr(_constructing, "configs"):
-        _constructing.configs = []
-    return _constructing.configs
+    """Models under construction in this thread by whose configs global widths may be read.
+
+    Held weakly, and put down anew by whoever changes the list: a constructor that raises never closes what it opened.
+    """
+    return [model for ref in getattr(_constructing, "models", ()) if (model := ref()) is not None]
 
 
 def _is_pruned(config: Any) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pyprune.models.adapter import TransformersAdapter, records
+from pyprune.models.hidden import HIDDEN, hidden_group
 from pyprune.models.registry import FAMILIES
-from pyprune.models.widths import is_pruned, read_widths
+from pyprune.models.widths import PRUNED_GROUPS, is_pruned, read_widths
 from pyprune.slicing.slice import cut_
 
 
@@ -29,9 +31,13 @@ def shrink_(model: Any) -> bool:
         return False
     adapter = TransformersAdapter()
     anatomy = adapter.anatomy(model)
+    if HIDDEN in (vars(model.config).get(PRUNED_GROUPS) or {}):
+        # The base model inside a task model was cut when it was complete: here it is the rest that has the full width.
+        anatomy = replace(anatomy, hidden=hidden_group(model, anatomy, model.config.hidden_size))
     wanted = {group.name: group.size for group in anatomy.groups}
     for (config, *_), prefix, family, groups in noted:
         if is_pruned(config, family):
-            wanted |= read_widths(config, family, prefix, groups)
+            wide = [anatomy.hidden.units] if anatomy.hidden and not prefix else []
+            wanted |= read_widths(config, family, prefix, [*groups, *wide])
     cut_(model, adapter, anatomy, {name: torch.arange(size, device="cpu") for name, size in wanted.items()})
     return True

@@ -66,6 +66,7 @@ class Surgeon:
 
     def score(self, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages) -> Scores:
         """Second-order scores: two passes over data, with every block taken apart in between."""
+        anatomy.need_blocks("recipe='surgeon'")
         cotangent, name, draws = choose_cotangent(model, self.cotangent, self.draws, seed, self.tokens)
         scored = in_dtype(model, checked_dtype(self.score_dtype))
         batches = stages.progress(samples.batches(**batching(model)), "curvature")

@@ -3,6 +3,10 @@
 Student (pruned) and teacher read the same data. Only the residual streams at the current block are kept, one `[N, d]`
 pair for all tokens, with the student's kept activations of the one block in hand; every batch crosses every block
 once for the teacher and once for the student. A fitted block is what the next block's statistics see.
+
+Where a family does more between two blocks than add to the residual stream (parallel blocks, norms behind projections,
+several stacks), each block is reached by a forward pass of its own, which ends there: dearer by half the number of
+blocks. The projection is then fitted to the teacher's projection alone, not to its residual stream.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.collect import frozen
-from pyprune.capture.replay import Call, advance, context, start
+from pyprune.capture.replay import Call, advance, context, reach, start
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
 from pyprune.core.errors import MismatchError
@@ -93,6 +97,10 @@ def fit_blocks(
     """Fit the student's blocks in order; `fit(projection, block)` starts one, or returns an `Outcome` to skip it."""
     if len(student_anatomy.blocks) != len(teacher_anatomy.blocks):
         raise MismatchError("student and teacher have different numbers of blocks")
+    student_anatomy.need_projections(description)
+    pairs = list(zip(student_anatomy.blocks, teacher_anatomy.blocks, strict=True))
+    if any(block.exit is None for block in teacher_anatomy.blocks):
+        return _fit_by_passes(student, teacher, pairs, batches, fit, stages, description)
     with frozen(student), frozen(teacher):  # dropout would be fitted too
         streams = []
         for batch in batches:
@@ -102,7 +110,6 @@ def fit_blocks(
             streams.append(_Stream(moved, hidden_t, hidden_s, calls_t, calls_s))
 
         outcomes = []
-        pairs = list(zip(student_anatomy.blocks, teacher_anatomy.blocks, strict=True))
         for block, teacher_block in stages.progress(pairs, description):
             started = fit(student.get_submodule(block.projection), block)
             rows = _Rows(started)
@@ -112,9 +119,34 @@ def fit_blocks(
                 target, stream.teacher = advance(teacher, teacher_block, stream.teacher, x_t)
                 x = context(student, block, stream.student, stream.student_calls[block.layer_path])
                 activations.append(x)
-                real = stream.batch.token_mask
-                rows.add(x[real], (target - stream.student)[real])
+                rows.add(stream.batch.real(x), stream.batch.real(target - stream.student))
             outcomes.append(rows.solve())
             for stream, x in zip(streams, activations, strict=True):
                 _, stream.student = advance(student, block, stream.student, x)
         return outcomes
+
+
+def _fit_by_passes(
+    student: nn.Module,
+    teacher: nn.Module,
+    pairs: Sequence[tuple[Block, Block]],
+    batches: Sequence[Batch],
+    fit: Callable[[nn.Module, Block], Fit | Outcome],
+    stages: Stages,
+    description: str,
+) -> list[Outcome]:
+    """`fit_blocks` for models that cannot be run block by block: a forward pass of both for every block and batch."""
+    outcomes = []
+    moved = [batch.to(next(student.parameters()).device) for batch in batches]
+    with frozen(student), frozen(teacher):
+        for block, teacher_block in stages.progress(pairs, description):
+            started = fit(student.get_submodule(block.projection), block)
+            rows = _Rows(started)
+            for batch in moved if not isinstance(started, Outcome) else ():
+                dense, pruned = reach(teacher, teacher_block.projection, batch), reach(student, block.projection, batch)
+                if dense is None or pruned is None:
+                    rows = _Rows(Outcome(block.units.name, False, "the data never passes it"))
+                    break
+                rows.add(batch.real(pruned[0]), batch.real(dense[1]))
+            outcomes.append(rows.solve())
+    return outcomes

@@ -60,7 +60,7 @@ def measure(result: Result, out: Path | None, others: dict[str, dict[str, float]
     anatomy = result.anatomy
     with result.stages.stage("measure"):
         faithful = dict(others or {})
-        if result.held_out is not None:
+        if result.held_out is not None and "hidden" not in plan.axes:  # bare models put out another width
             untuned = pyprune.apply(dense, plan)
             faithful["this plan, untuned"] = fidelity(dense, untuned, result.held_out).values
             if any(outcome.fitted for outcome in result.outcomes):
@@ -109,7 +109,7 @@ def _model_flops(model: nn.Module, anatomy: Anatomy, length: float) -> float:
     Poolers and task heads that read one token are counted at every token, an upper bound; embeddings and norms are not
     counted.
     """
-    inside = {cut.module for group in anatomy.groups for cut in group.cuts}
+    inside = {cut.module for block in anatomy.blocks for cut in block.units.cuts}
     others = sum(m.weight.numel() for name, m in model.named_modules() if is_linear(m) and name not in inside)
     return anatomy.flops(length) + 2 * length * others
 

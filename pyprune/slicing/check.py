@@ -10,10 +10,12 @@ import torch
 from pyprune.core.errors import MismatchError
 
 
-def max_difference(first: Any, second: Any) -> float:
+def max_difference(first: Any, second: Any, kept: torch.Tensor | None = None) -> float:
     """Largest absolute difference over all tensors of two model outputs; inf when either holds NaN.
 
-    Key/value caches are not compared. MismatchError when the outputs do not hold the same tensors in the same shapes.
+    `kept` are the entries of the hidden width that the second model is left with: where it puts out fewer, these are
+    compared. Key/value caches are not compared. MismatchError when the outputs do not hold the same tensors in the same
+    shapes.
     """
     a, b = dict(tensors_of(first)), dict(tensors_of(second))
     if not a or a.keys() != b.keys():
@@ -21,6 +23,10 @@ def max_difference(first: Any, second: Any) -> float:
     worst = 0.0
     for name in a:
         x, y = a[name].detach(), b[name].detach()
+        if kept is not None and x.dim() == y.dim():
+            for dim, (size, left) in enumerate(zip(x.shape, y.shape, strict=True)):
+                if size != left == len(kept):
+                    x = x.index_select(dim, kept.to(x.device))
         if x.shape != y.shape:
             raise MismatchError(f"{name} is {tuple(x.shape)} in one output and {tuple(y.shape)} in the other")
         if x.numel() and not torch.equal(x, y):

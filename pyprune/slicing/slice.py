@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ def slice_(model: nn.Module, adapter: Adapter, plan: Plan) -> nn.Module:
 
     >>> slice_(model, adapter_for(model), plan)
     """
-    anatomy = adapter.anatomy(model)
+    anatomy = adapter.anatomy(model, plan.axes)
     plan.check(anatomy)
     return cut_(model, adapter, anatomy, plan.kept)
 
@@ -154,9 +154,11 @@ def _batches(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def _remember_shape(module: Any) -> None:
-    for name, size in zip(_SIZES.get(type(module), ()), module.weight.shape, strict=False):
-        setattr(module, name, size)
-    if isinstance(module, nn.Conv2d):
+    for kind, names in _SIZES.items():
+        if isinstance(module, kind):
+            for name, size in zip(names, cast(torch.Tensor, module.weight).shape, strict=True):
+                setattr(module, name, size)
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         outputs, inputs_per_group = module.weight.shape[:2]
         if module.groups > 1 and module.groups == module.out_channels:  # depthwise: a channel is a group
             module.groups = outputs

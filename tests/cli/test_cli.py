@@ -120,6 +120,29 @@ def test_kept_blocks_axes_and_multiples(run, dense, text):
     assert all(count % 4 == 0 for name, count in kept.items() if "neurons" in name)
 
 
+def test_layers_and_width_from_scores_to_checkpoint(run, dense, text, tmp_path):
+    scores, chosen = tmp_path / "scores.safetensors", ["--axes", "neurons,layers,hidden"]
+    weights = ["--recipe", "kwon", "--criterion", "magnitude"]
+    code, _, _ = run("score", dense, "--data", text, "--out", scores, *weights, *chosen)
+    assert code == 0
+    code, out, _ = run("plan", dense, "--scores", scores, "--recipe", "kwon", "--flops", "40%", *chosen)
+    assert code == 0
+    assert "hidden " in out
+    assert "layers " in out
+    small = tmp_path / "small"
+    given = ["prune", dense, "--data", text, "--flops", "40%", "--out", small, *weights, *chosen]
+    code, out, err = run(*given, "--tuning", "none", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["blocks"]["flops"][1] <= 0.4 * report["blocks"]["flops"][0]
+    assert all(check["equal"] for check in report["checks"])
+    assert run("verify", small)[0] == 0
+    code, _, err = run(*given, "--overwrite")
+    assert (code, "tuning='refit': not possible for the axis layers" in err) == (2, True)
+    code, _, err = run("score", dense, "--data", text, "--out", tmp_path / "other", "--axes", "hidden")
+    assert (code, "recipe='surgeon': not possible for the axis hidden" in err) == (2, True)
+
+
 def test_verify_a_dense_model(run, dense):
     code, out, _ = run("verify", dense, "--keep", "0.5", "--seed", "3")
     assert code == 0
@@ -232,7 +255,7 @@ def test_bad_options(run, dense, text):
     refuse(run, *arguments, "--length", "0", says="length")
     refuse(run, *arguments, "--samples", "0", says="samples")
     refuse(run, *arguments, "--keep", "decoder.*", says="fits no block of the model")
-    refuse(run, *arguments, "--axes", "heads,kv_groups", says="the model has heads, neurons")
+    refuse(run, *arguments, "--axes", "heads,kv_groups", says="the model has heads, hidden, layers, neurons")
     refuse(run, *arguments, "--multiple-of", "0", says="multiple_of=0 must be 1 or more")
 
 

@@ -1,6 +1,7 @@
 """Reloading in other processes and in other ways, and what it leaves alone."""
 
 import copy
+import gc
 import json
 import logging
 import subprocess
@@ -114,6 +115,21 @@ def test_transformers_warning_about_global_widths_stays_for_users(tmp_path, capl
     config = pruned("distilbert").config
     transformers.AutoModel.from_config(config)
     config.allow_global_per_layer_attribute_access = True
+    logger = logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
+    assert logger.filter(logging.LogRecord(logger.name, logging.WARNING, "", 0, "Reading global", None, None))
+
+
+def test_a_constructor_that_raised_is_forgotten():
+    config = pruned("distilbert").config
+
+    class Broken(transformers.DistilBertModel):
+        def __init__(self, config):
+            super(transformers.DistilBertModel, self).__init__(config)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Broken(config)
+    gc.collect()
     logger = logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
     assert logger.filter(logging.LogRecord(logger.name, logging.WARNING, "", 0, "Reading global", None, None))
 

@@ -18,7 +18,7 @@ class HandMade:
         self.units = units
         self.resized_to = None
 
-    def anatomy(self, model):
+    def anatomy(self, model, axes=None):
         cuts = (Cut("0.weight", 0, 2), Cut("0.bias", 0, 2), Cut("1.weight", 1, 2))
         group = UnitGroup("layers.0.neurons", "neurons", 0, self.units, 2, cuts, UnitCost(1))
         return Anatomy("handmade", ("",), (Block("", "1", ("0",), (), group),))
@@ -101,7 +101,7 @@ def test_a_layer_that_is_not_linear_is_refused_before_anything_is_cut(model):
 
 def test_a_layer_that_loses_inputs_and_outputs(model):
     class Both(HandMade):
-        def anatomy(self, model):
+        def anatomy(self, model, axes=None):
             first, second = (
                 UnitGroup(name, "neurons", 0, size, width, cuts, UnitCost(1))
                 for name, size, width, cuts in (
@@ -140,7 +140,7 @@ def test_little_more_than_the_model_is_held(model, monkeypatch):
 
 def test_tensors_of_more_dimensions_are_cut(model):
     class Tables(HandMade):
-        def anatomy(self, model):
+        def anatomy(self, model, axes=None):
             groups = (
                 UnitGroup("rows", "neurons", 0, 2, 1, (Cut("table", 0), Cut("tall", 1)), UnitCost(1)),
                 UnitGroup("pairs", "neurons", 0, 3, 1, (Cut("table", 2, repeats=2, period=3),), UnitCost(1)),

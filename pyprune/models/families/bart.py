@@ -3,6 +3,7 @@
 from typing import Any
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 
@@ -40,20 +41,34 @@ def _source_audio_tokens(config: Any, indices: tuple[int, ...]) -> float:
 
 _SELF, _CROSS = _attention("self_attn"), _attention("encoder_attn", cross=True)
 _POST_NORM, _PRE_NORM = _feed_forward(), _feed_forward("final_layer_norm")
+_ENCODER, _DECODER = Depth("encoder_layers"), Depth("decoder_layers")
 
 FAMILIES = (
     Family(
         model_types=("bart",),
         stacks=(
-            Stack("encoder.layers", (_SELF, _POST_NORM), name="encoder"),
-            Stack("decoder.layers", (_SELF, _CROSS, _POST_NORM), name="decoder", source_tokens=source_tokens),
+            Stack("encoder.layers", (_SELF, _POST_NORM), name="encoder", depth=_ENCODER),
+            Stack(
+                "decoder.layers",
+                (_SELF, _CROSS, _POST_NORM),
+                name="decoder",
+                source_tokens=source_tokens,
+                depth=_DECODER,
+            ),
         ),
     ),
     Family(
         model_types=("whisper",),
+        hidden=False,  # its table of sine waves is made for an even width
         stacks=(
-            Stack("encoder.layers", (_SELF, _PRE_NORM), name="encoder", tokens=_audio_tokens),
-            Stack("decoder.layers", (_SELF, _CROSS, _PRE_NORM), name="decoder", source_tokens=_source_audio_tokens),
+            Stack("encoder.layers", (_SELF, _PRE_NORM), name="encoder", tokens=_audio_tokens, depth=_ENCODER),
+            Stack(
+                "decoder.layers",
+                (_SELF, _CROSS, _PRE_NORM),
+                name="decoder",
+                source_tokens=_source_audio_tokens,
+                depth=_DECODER,
+            ),
         ),
     ),
 )

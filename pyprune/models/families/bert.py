@@ -1,6 +1,7 @@
 """BERT and its relatives: post-norm encoders with one head count for queries, keys and values."""
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 
@@ -42,6 +43,6 @@ _FEED_FORWARD = FeedForward(
 FAMILIES = (
     Family(
         model_types=("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra", "ernie"),
-        stacks=(Stack(layers="encoder.layer", parts=(_SELF, _CROSS, _FEED_FORWARD)),),
+        stacks=(Stack(layers="encoder.layer", parts=(_SELF, _CROSS, _FEED_FORWARD), depth=Depth("num_hidden_layers")),),
     ),
 )

@@ -9,6 +9,7 @@ from torch import nn
 
 from pyprune.core.anatomy import Block
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.images import patches
@@ -112,7 +113,10 @@ FAMILIES = (
     Family(model_types=("blip",), source_tokens=_source_tokens),
     Family(
         model_types=("blip_vision_model",),
-        stacks=(Stack(layers="encoder.layers", parts=_VISION, tokens=_image_tokens),),
+        stacks=(Stack(layers="encoder.layers", parts=_VISION, tokens=_image_tokens, depth=Depth("num_hidden_layers")),),
     ),
-    Family(model_types=("blip_text_model",), stacks=(Stack(layers="encoder.layer", parts=_TEXT),)),
+    Family(
+        model_types=("blip_text_model",),
+        stacks=(Stack(layers="encoder.layer", parts=_TEXT, depth=Depth("num_hidden_layers")),),
+    ),
 )

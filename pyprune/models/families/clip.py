@@ -1,6 +1,7 @@
 """CLIP's towers and those built like them: SigLIP's, and the image encoder of GIT."""
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.images import patches
@@ -32,21 +33,24 @@ def _with_class_token(config: object, indices: tuple[int, ...]) -> int:
     return patches(config) + 1
 
 
+_DEPTH = Depth("num_hidden_layers")
+
 FAMILIES = (
     Family(
-        model_types=("clip_text_model", "siglip_text_model"), stacks=(Stack(layers="encoder.layers", parts=_LAYER),)
+        model_types=("clip_text_model", "siglip_text_model"),
+        stacks=(Stack(layers="encoder.layers", parts=_LAYER, depth=_DEPTH),),
     ),
     Family(
         model_types=("clip_vision_model",),
-        stacks=(Stack(layers="encoder.layers", parts=_LAYER, tokens=_with_class_token),),
+        stacks=(Stack(layers="encoder.layers", parts=_LAYER, tokens=_with_class_token, depth=_DEPTH),),
     ),
     # The attention that pools SigLIP's patches at the end has one query, and is no layer: it stays as it is.
     Family(
         model_types=("siglip_vision_model",),
-        stacks=(Stack(layers="encoder.layers", parts=_LAYER, tokens=_patches),),
+        stacks=(Stack(layers="encoder.layers", parts=_LAYER, tokens=_patches, depth=_DEPTH),),
     ),
     Family(
         model_types=("git_vision_model",),
-        stacks=(Stack(layers="vision_model.encoder.layers", parts=_LAYER, tokens=_with_class_token),),
+        stacks=(Stack(layers="vision_model.encoder.layers", parts=_LAYER, tokens=_with_class_token, depth=_DEPTH),),
     ),
 )

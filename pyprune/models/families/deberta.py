@@ -9,6 +9,7 @@ from torch import nn
 
 from pyprune.core.anatomy import Block
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Part, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.place import Place
@@ -63,6 +64,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="encoder.layer",
+                depth=Depth("num_hidden_layers", first=1),
                 pairs=True,
                 parts=(
                     DisentangledAttention(

@@ -1,6 +1,7 @@
 """DistilBERT: a post-norm encoder with names of its own."""
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 
@@ -10,6 +11,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="transformer.layer",
+                depth=Depth("n_layers", counts=("transformer.n_layers",)),
                 parts=(
                     Attention(
                         module="attention",

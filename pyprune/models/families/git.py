@@ -3,6 +3,7 @@
 from typing import Any
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.images import patches
@@ -18,6 +19,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="encoder.layer",
+                depth=Depth("num_hidden_layers"),
                 parts=(
                     Attention(
                         module="attention.self",

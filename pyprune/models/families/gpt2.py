@@ -1,8 +1,16 @@
 """GPT-2: a pre-norm decoder of `Conv1D` layers with one projection for queries, keys and values."""
 
+from typing import Any
+
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
+
+
+def _scaled_by_number(config: Any) -> str:
+    return "its attention is scaled by the layer's number" if config.scale_attn_by_inverse_layer_idx else ""
+
 
 FAMILIES = (
     Family(
@@ -10,6 +18,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="h",
+                depth=Depth("n_layer", refuses=_scaled_by_number),
                 parts=(
                     Attention(
                         module="attn",

@@ -3,6 +3,7 @@
 from torch import nn
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 
@@ -37,6 +38,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="layers",
+                depth=Depth("num_hidden_layers"),
                 parts=(
                     Attention(**_ATTENTION, exit=None, when=_parallel),
                     FeedForward(**_FEED_FORWARD, exit=None, when=_parallel),

@@ -1,6 +1,7 @@
 """Llama and its relatives: pre-norm decoders with rotary positions, grouped queries and gated feed-forward layers."""
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 
@@ -10,6 +11,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="layers",
+                depth=Depth("num_hidden_layers", lists=("layer_types", "no_rope_layers")),
                 parts=(
                     Attention(
                         module="self_attn",

@@ -120,6 +120,7 @@ _FEED_FORWARD = FeedForward(inner=("fc1",), output="fc2", exit=None)
 FAMILIES = (
     Family(
         model_types=("mask2former",),
+        hidden=False,
         stacks=(
             Stack(
                 name="pixel_decoder",

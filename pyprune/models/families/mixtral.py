@@ -1,6 +1,7 @@
 """Mixtral: Mistral's layers with experts in place of the feed-forward layer."""
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.experts import ExpertNeurons, Experts
 from pyprune.models.family import Family, Stack
 
@@ -10,6 +11,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="layers",
+                depth=Depth("num_hidden_layers"),
                 parts=(
                     Attention(
                         module="self_attn",

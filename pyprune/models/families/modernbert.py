@@ -1,6 +1,7 @@
 """ModernBERT and its decoder: pre-norm, gated feed-forward layers, rotary positions, local attention in most layers."""
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 
@@ -11,6 +12,8 @@ _FEED_FORWARD = FeedForward(
     fused=True,
     config_key="intermediate_size",
 )
+# Layer 0 has no norm in front of its attention.
+_DEPTH = Depth("num_hidden_layers", first=1)
 
 FAMILIES = (
     Family(
@@ -18,6 +21,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="layers",
+                depth=_DEPTH,
                 parts=(
                     Attention(
                         module="attn",
@@ -36,6 +40,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="layers",
+                depth=_DEPTH,
                 parts=(
                     Attention(
                         module="attn",

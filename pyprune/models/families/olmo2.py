@@ -5,6 +5,7 @@ heads that stay read what the others hold: without them they compute something e
 exact.
 """
 
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 
@@ -14,6 +15,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="layers",
+                depth=Depth("num_hidden_layers"),
                 parts=(
                     FeedForward(
                         inner=("mlp.gate_proj", "mlp.up_proj"),

@@ -3,6 +3,7 @@
 from torch import nn
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 
@@ -34,6 +35,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="decoder.layers",
+                depth=Depth("num_hidden_layers"),
                 parts=(
                     Attention(**_ATTENTION, when=_pre_norm),
                     FeedForward(**_FEED_FORWARD, entry=("final_layer_norm", *_TO_NEURONS), when=_pre_norm),

@@ -1,6 +1,7 @@
 """Phi-3 and Phi-4: Llama's layers with fused projections."""
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 
@@ -10,6 +11,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="layers",
+                depth=Depth("num_hidden_layers"),
                 parts=(
                     Attention(
                         module="self_attn",

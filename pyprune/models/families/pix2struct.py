@@ -1,6 +1,7 @@
 """Pix2Struct: a vision encoder, and a text decoder like that of T5."""
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.families.bart import source_tokens
 from pyprune.models.families.t5 import SharedBias
 from pyprune.models.family import Family, Stack
@@ -30,6 +31,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="encoder.layer",
+                depth=Depth("num_hidden_layers"),
                 parts=(
                     Attention(
                         module="attention",
@@ -59,6 +61,7 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="layer",
+                depth=Depth("num_layers", first=1),
                 parts=(
                     _text_attention("self_attention"),
                     _text_attention("encoder_decoder_attention", cross=True),

@@ -1,8 +1,11 @@
 """Qwen3 with experts: any of its layers may have a plain feed-forward layer instead."""
 
+from typing import Any
+
 from torch import nn
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.experts import ExpertNeurons, Experts
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
@@ -16,12 +19,17 @@ def _plain(layer: nn.Module) -> bool:
     return not hasattr(layer.mlp, "experts")
 
 
+def _sparse_by_number(config: Any) -> str:
+    return "" if config.decoder_sparse_step == 1 else "the layers' numbers say which have experts"
+
+
 FAMILIES = (
     Family(
         model_types=("qwen3_moe",),
         stacks=(
             Stack(
                 layers="layers",
+                depth=Depth("num_hidden_layers", indices=("mlp_only_layers",), refuses=_sparse_by_number),
                 parts=(
                     Attention(
                         module="self_attn",

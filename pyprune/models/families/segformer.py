@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.images import pair
@@ -59,9 +60,11 @@ def _keys(config: Any, indices: tuple[int, ...]) -> int:
 FAMILIES = (
     Family(
         model_types=("segformer",),
+        hidden=False,
         stacks=(
             Stack(
                 layers="stages.*.blocks",
+                depth=Depth("depths", staged=True),
                 parts=(
                     Attention(
                         module="attention",

@@ -39,6 +39,7 @@ def _keys(config: Any, indices: tuple[int, ...]) -> int:
 FAMILIES = (
     Family(
         model_types=("swin",),
+        hidden=False,
         stacks=(
             Stack(
                 layers="encoder.layers.*.blocks",

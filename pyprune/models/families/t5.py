@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.emptied import EmptyAttention
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
@@ -138,6 +139,7 @@ FAMILIES = (
                 "encoder.block",
                 (_attention("layer.0.SelfAttention"), _feed_forward("layer.1")),
                 name="encoder",
+                depth=Depth("num_layers", own_key="num_layers", first=1),
             ),
             Stack(
                 "decoder.block",
@@ -147,6 +149,7 @@ FAMILIES = (
                     _feed_forward("layer.2"),
                 ),
                 name="decoder",
+                depth=Depth("num_decoder_layers", own_key="num_layers", first=1),
             ),
         ),
         refused=(("is_decoder", True, "its encoder has the layers of a decoder"),),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from pyprune.models.attention import Attention
+from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.images import patches
@@ -78,7 +79,13 @@ def _with_class_and_distillation_token(config: object, indices: tuple[int, ...])
 
 
 FAMILIES = (
-    Family(model_types=("vit",), stacks=(Stack("layers", _PARTS, tokens=_with_class_token),)),
-    Family(model_types=("deit",), stacks=(Stack("layers", _PARTS, tokens=_with_class_and_distillation_token),)),
+    Family(
+        model_types=("vit",),
+        stacks=(Stack("layers", _PARTS, tokens=_with_class_token, depth=Depth("num_hidden_layers")),),
+    ),
+    Family(
+        model_types=("deit",),
+        stacks=(Stack("layers", _PARTS, tokens=_with_class_and_distillation_token, depth=Depth("num_hidden_layers")),),
+    ),
     Family(model_types=("dinov2",), stacks=(Stack("encoder.layer", _SCALED, tokens=_with_class_token),)),
 )

@@ -1,0 +1,116 @@
+"""Plans that also leave out layers or narrow the hidden width, whose units cost what everything else leaves of them.
+
+These axes multiply with all others, so that no unit has a price of its own. Instead their numbers of kept units are
+tried, best units first: for each combination the blocks that remain are searched under the budget, and the combination
+of the highest total score wins. Widths are tried in steps of 1/32, or one by one where nothing else may be cut.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pyprune.core.anatomy import Anatomy, Block, UnitGroup
+from pyprune.core.budget import Budget, Limit
+from pyprune.core.errors import BudgetError, InputError
+from pyprune.core.plan import Plan
+from pyprune.core.scores import Scores
+
+# How finely the hidden width is tried beside other axes.
+_STEPS = 32
+# A share of 1 must keep everything: sums of the same floats in another order differ in the last bits.
+_ROUNDING = 1 + 1e-12
+
+Find = Callable[[Anatomy, Budget, dict[str, int]], Plan]
+
+
+def search_jointly(
+    scores: Scores,
+    anatomy: Anatomy,
+    budget: Budget,
+    length: float,
+    least: Mapping[str, int],
+    find: Find,
+    multiple_of: int = 1,
+) -> Plan:
+    """The best plan for an `anatomy` with layer groups or a hidden width.
+
+    `least[name]` units of every group stay. `find` searches an anatomy of blocks alone under an absolute budget and
+    floors. Raises BudgetError when no combination meets the budget, InputError when a group has no scores.
+    """
+    limits = budget.absolute(anatomy, length)
+    absolute = Budget(tuple(Limit(resource, amount * _ROUNDING, False) for resource, amount in limits.items()))
+    whole = [group.units for group in anatomy.layer_groups]
+    whole += [anatomy.hidden.units] if anatomy.hidden else []
+    ranked = {group.name: _ranked(group, scores) for group in whole}
+    pinned = all(least[block.units.name] == block.units.size for block in anatomy.blocks)
+    everything = {block.units.name: torch.arange(block.units.size) for block in anatomy.blocks}
+    best: tuple[float, float] | None = None
+    chosen: dict[str, torch.Tensor] = {}
+    for counts in itertools.product(*(_counts(group, least[group.name], multiple_of, pinned) for group in whole)):
+        kept = {g.name: ranked[g.name][:count].sort().values for g, count in zip(whole, counts, strict=True)}
+        plan = Plan(everything | kept, {g.name: g.size for g in anatomy.groups}, length)
+        if not pinned:
+            remaining = _remaining(anatomy, kept)
+            floors = {g.name: least[g.name] for g in remaining.groups}
+            try:
+                plan.kept |= find(remaining, absolute, floors).kept
+            except BudgetError:
+                continue
+        spent = {resource: plan.cost(anatomy, resource) for resource in limits}
+        if any(spent[resource] > limit * _ROUNDING for resource, limit in limits.items()):
+            continue
+        rank = (_value(plan, anatomy, scores), next(iter(spent.values())))
+        if best is None or rank > best:
+            best, chosen = rank, plan.kept
+    if best is None:
+        raise BudgetError(
+            f"budget of {' and '.join(map(str, budget.limits))} cannot be met by the axes that may be cut; raise it, "
+            "lower the floors, or allow more axes"
+        )
+    return Plan(chosen, {g.name: g.size for g in anatomy.groups}, length, {"budget": budget.to_dict(), **scores.meta})
+
+
+def _ranked(group: UnitGroup, scores: Scores) -> torch.Tensor:
+    values = scores.values.get(group.name)
+    if values is None or values.numel() != group.size:
+        raise InputError(
+            f"scores: none for {group.name}, or not {group.size} of them; score with the axes that are to be cut"
+        )
+    return torch.argsort(values, descending=True, stable=True)
+
+
+def _counts(group: UnitGroup, least: int, multiple_of: int, pinned: bool) -> list[int]:
+    """Numbers of kept units to try, all of them first."""
+    step = 1
+    if group.axis == "hidden":
+        step = multiple_of if pinned else max(multiple_of, group.size // _STEPS // multiple_of * multiple_of)
+    return [group.size, *(n for n in range((group.size - 1) // step * step, 0, -step) if least <= n < group.size)] + (
+        [0] if least == 0 else []
+    )
+
+
+def _remaining(anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> Anatomy:
+    """The blocks of the layers that stay, at the cost that the kept width leaves of them."""
+    lost = anatomy.lost_layers(kept)
+    share = len(kept[anatomy.hidden.units.name]) / anatomy.hidden.units.size if anatomy.hidden else 1.0
+    blocks = tuple(_narrowed(block, share) for block in anatomy.blocks if block.layer_path not in lost)
+    layers = tuple(path for path in anatomy.layers if path not in lost)
+    return replace(anatomy, layers=layers, blocks=blocks, layer_groups=(), hidden=None)
+
+
+def _narrowed(block: Block, share: float) -> Block:
+    cost: Any = block.units.cost
+    weights = {n: round(getattr(cost, n) * share) for n in ("params", "key_params", "table_params", "per_pass")}
+    return replace(block, units=replace(block.units, cost=replace(cost, **weights)))
+
+
+def _value(plan: Plan, anatomy: Anatomy, scores: Scores) -> float:
+    """Summed score of what stays; units of a layer that is left out go with it."""
+    lost = anatomy.lost_layers(plan.kept)
+    gone = {block.units.name for block in anatomy.blocks if block.layer_path in lost}
+    return sum(float(scores.values[name][units].sum()) for name, units in plan.kept.items() if name not in gone)
