@@ -21,7 +21,7 @@ _SEGFORMER = {
 _MASK2FORMER = {
     "backbone_config": {
         "model_type": "swin",
-        "image_size": 32,
+        "image_size": 64,
         "embed_dim": 8,
         "depths": [1, 1, 1, 1],
         "num_heads": [1, 2, 2, 4],
