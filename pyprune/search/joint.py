@@ -50,29 +50,32 @@ def search_jointly(
     pinned = all(least[block.units.name] == block.units.size for block in anatomy.blocks)
     everything = {block.units.name: torch.arange(block.units.size) for block in anatomy.blocks}
     best: tuple[float, float] | None = None
-    chosen: dict[str, torch.Tensor] = {}
+    chosen = Plan({}, {}, length)
     for counts in itertools.product(*(_counts(group, least[group.name], multiple_of, pinned) for group in whole)):
         kept = {g.name: ranked[g.name][:count].sort().values for g, count in zip(whole, counts, strict=True)}
-        plan = Plan(everything | kept, {g.name: g.size for g in anatomy.groups}, length)
+        plan = Plan(everything | kept, {g.name: g.size for g in anatomy.groups}, length, dict(scores.meta))
         if not pinned:
             remaining = _remaining(anatomy, kept)
             floors = {g.name: least[g.name] for g in remaining.groups}
             try:
-                plan.kept |= find(remaining, absolute, floors).kept
+                blocks = find(remaining, absolute, floors)
             except BudgetError:
                 continue
+            plan.kept |= blocks.kept
+            plan.meta = blocks.meta
         spent = {resource: plan.cost(anatomy, resource) for resource in limits}
         if any(spent[resource] > limit * _ROUNDING for resource, limit in limits.items()):
             continue
         rank = (_value(plan, anatomy, scores), next(iter(spent.values())))
         if best is None or rank > best:
-            best, chosen = rank, plan.kept
+            best, chosen = rank, plan
     if best is None:
         raise BudgetError(
             f"budget of {' and '.join(map(str, budget.limits))} cannot be met by the axes that may be cut; raise it, "
             "lower the floors, or allow more axes"
         )
-    return Plan(chosen, {g.name: g.size for g in anatomy.groups}, length, {"budget": budget.to_dict(), **scores.meta})
+    chosen.meta |= {"budget": budget.to_dict()}
+    return chosen
 
 
 def _ranked(group: UnitGroup, scores: Scores) -> torch.Tensor:
