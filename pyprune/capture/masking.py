@@ -1,4 +1,4 @@
-"""Masks at the inputs of the output projections, and on routed experts, for as long as a `with` block lasts."""
+"""Masks at the inputs of output projections and convolutions, and on routed experts, while a `with` block lasts."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
 
 def _mask_input(stack: ExitStack, model: nn.Module, block: Block, mask: torch.Tensor) -> None:
     channels = mask.repeat_interleave(block.units.width)
+    if block.site == "convolution":
+        channels = channels[:, None, None]
 
     def multiply(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x, *rest = args
@@ -95,4 +97,4 @@ def _replace(stack: ExitStack, module: nn.Module, name: str, change: Callable[[t
     stack.callback(module.register_forward_hook(put_back, always_call=True).remove)
 
 
-_SITES = {"projection": _mask_input, "router": _mask_router, "tensor": _mask_tensor}
+_SITES = {"projection": _mask_input, "convolution": _mask_input, "router": _mask_router, "tensor": _mask_tensor}

@@ -22,6 +22,10 @@ class _Wanted:
     generator: torch.Generator
 
 
+# For families that take images of any size, and whose configs name none.
+_IMAGE_SIZE = 224
+
+
 def example_inputs(
     model: nn.Module, batch: int = 2, length: int = 12, seed: int = 0, padding: Literal["right", "left"] = "right"
 ) -> dict[str, torch.Tensor]:
@@ -92,8 +96,8 @@ def _decoder_tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
 
 
 def _pixels(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
-    config = _holder(config, "image_size")
-    size = config.image_size
+    config = _holder(config, "num_channels")
+    size = getattr(config, "image_size", None) or _IMAGE_SIZE
     height, width = (size, size) if isinstance(size, int) else size
     shape = (wanted.batch, getattr(config, "num_channels", 3), height, width)
     return {"pixel_values": torch.randn(shape, generator=wanted.generator)}

@@ -22,6 +22,7 @@ _BYTES_AT_ONCE = 64 << 20
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("out_features", "in_features"),
     nn.Embedding: ("num_embeddings", "embedding_dim"),
+    nn.BatchNorm2d: ("num_features",),
 }
 
 
