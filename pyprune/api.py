@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from pyprune import ops
+from pyprune.capture.replay import check_blocks
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
@@ -32,6 +33,8 @@ from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
 from pyprune.models.adapter import adapter_for
 from pyprune.models.card import write_card
+from pyprune.models.discovered import found_line
+from pyprune.models.discovery import discover_
 from pyprune.models.loading import check_model, load, local_directory
 from pyprune.models.native import make_native_, native_groups
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
@@ -137,6 +140,16 @@ def calibration_data(
         if largest >= known:
             raise InputError(f"data: token {largest} is beyond the model's {known}: is the tokenizer another model's?")
     return made[0], made[1] if len(made) == 2 else None
+
+
+def discover(model: nn.Module, inputs: Mapping[str, torch.Tensor] | None = None) -> str:
+    """Find what can be pruned in a transformers model of a type that has no table; one line that says what.
+
+    `prune`, `score` and `load` do it by themselves on inputs that they make; give `inputs`, the arguments of the
+    model's forward, where they cannot. What is found is proved on these, and noted in the model's config. InputError
+    when nothing fits, or when the type has a table.
+    """
+    return discover_(model, inputs)
 
 
 def score(
@@ -363,6 +376,8 @@ def prune(
         calibration, held_out = calibration_data(dense, tokenizer, data, samples, seed)
     adapter = adapter_for(dense)
     anatomy = adapter.anatomy(dense)
+    if not dry_run and getattr(chosen, "tuning", "none") in ("refit", "mask"):
+        check_blocks(anatomy)  # not after all the scoring
     counted = float(calibration.lengths.double().mean() if length is None else length)
     if given is not None:
         given.check(anatomy)
@@ -389,6 +404,7 @@ def prune(
         if partial:
             partial.save_plan(given)
     notices = _notices(calibration, held_out, most_tokens(dense, tokenizer))
+    notices += [discovered] if (discovered := found_line(dense)) else []
     notices += scores.meta.get("notices", []) if scores else []
     result = Result(None, dense, tokenizer, given, scores, [], stages, calibration, held_out, notices)
     if dry_run:

@@ -52,13 +52,7 @@ def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tenso
     masks and positions come out exactly as the family makes them, at next to no cost. InputError when a block cannot be
     run alone.
     """
-    anatomy.need_projections("running block by block")
-    for block in anatomy.blocks:
-        if block.exit is None:
-            raise InputError(
-                f"running block by block: not possible for {block.units.name}, whose output is not just added to the "
-                'hidden states before the next block reads them; use tuning="bias" or "none"'
-            )
+    check_blocks(anatomy)
     calls: dict[str, Call] = {}
     entered: list[torch.Tensor] = []
 
@@ -112,3 +106,14 @@ def advance(model: nn.Module, block: Block, hidden: torch.Tensor, x: torch.Tenso
     for path in block.exit:
         after = model.get_submodule(path)(after)
     return stream, after
+
+
+def check_blocks(anatomy: Anatomy) -> None:
+    """InputError unless every block of the model can be run alone."""
+    anatomy.need_projections("running block by block")
+    for block in anatomy.blocks:
+        if block.exit is None:
+            raise InputError(
+                f"running block by block: not possible for {block.units.name}, whose output is not just added to the "
+                'hidden states before the next block reads them; use tuning="bias" or "none"'
+            )

@@ -134,7 +134,9 @@ def _tensor(model: nn.Module, name: str) -> torch.Tensor:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     tensor = module._parameters.get(leaf, module._buffers.get(leaf))
-    if tensor is None or (isinstance(module, nn.Linear) and type(module) is not nn.Linear):
+    # Modelling code may have a class of its own for a plain linear layer; quantisers and adapters live elsewhere.
+    plain = type(module) is nn.Linear or type(module).__module__.startswith("transformers.models.")
+    if tensor is None or (isinstance(module, nn.Linear) and not plain):
         raise InputError(
             f"{path} is a {type(module).__name__}, not a plain layer: prune before quantising, and merge adapters first"
         )
@@ -155,8 +157,9 @@ def _batches(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def _remember_shape(module: Any) -> None:
-    for name, size in zip(_SIZES.get(type(module), ()), module.weight.shape, strict=False):
-        setattr(module, name, size)
+    for kind, names in _SIZES.items():
+        for name, size in zip(names if isinstance(module, kind) else (), module.weight.shape, strict=False):
+            setattr(module, name, size)
     if isinstance(module, nn.Conv2d):
         outputs, inputs_per_group = module.weight.shape[:2]
         if module.groups > 1 and module.groups == module.out_channels:  # depthwise: a channel is a group
