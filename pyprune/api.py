@@ -79,6 +79,8 @@ def _load(model: str | Path | nn.Module, tokenizer: Any, dtype: Any, device: str
         if dtype is not None or device != "auto":
             raise InputError("device and dtype are for models given by name; move or cast the model that is given")
         adapter_for(model)  # before anything else is asked of a model that may be of no supported family
+        if not hasattr(model, "config"):
+            raise InputError(f"{type(model).__name__}: data goes through transformers models only; use plan and apply")
         check_model(model)
         return model, tokenizer
     loaded, own = load(model, dtype, pick_device(device))
@@ -310,6 +312,8 @@ def save(
     copied from there.
     The directory appears complete or not at all. Raises InputError when `out` is not empty, unless `overwrite`.
     """
+    if not hasattr(model, "save_pretrained"):
+        raise InputError(f"{type(model).__name__} has no config to load it from: save it whole, by torch.save")
     origin = None if source is None else local_directory(source)
     with complete_directory(out, overwrite) as folder:
         write_checkpoint(model, tokenizer, folder, origin)

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Anatomy, Block, UnitGroup
+from pyprune.core.anatomy import Adapter, Anatomy, Block, UnitGroup
 from pyprune.core.errors import InputError
 from pyprune.models.family import Family, Part
 from pyprune.models.layer_config import remember_
 from pyprune.models.place import Place
 from pyprune.models.registry import FAMILIES, family_of
+from pyprune.models.sequential import SequentialAdapter
 from pyprune.models.widths import configs_below, twins, write_widths
 
 
-def adapter_for(model_or_config: Any) -> TransformersAdapter:
+def adapter_for(model_or_config: Any) -> Adapter:
     """The adapter of a transformers model or config.
 
     A model without a table, for its own type or a model inside it, is looked through first, and what is found is noted
@@ -28,6 +29,10 @@ def adapter_for(model_or_config: Any) -> TransformersAdapter:
     >>> adapter_for(model).anatomy(model)
     """
     config = getattr(model_or_config, "config", model_or_config)
+    if isinstance(model_or_config, nn.Sequential) and config is model_or_config:
+        if not hasattr(model_or_config, "positions"):
+            raise InputError('Sequential: show it an input first: pyprune.discover(model, {"input": images})')
+        return SequentialAdapter()
     if not has_table(config):
         from transformers import PreTrainedModel
 

@@ -46,6 +46,8 @@ def example_inputs(
 
     InputError when the forward takes none of them.
     """
+    if not hasattr(model, "config"):
+        raise InputError(f"{type(model).__name__} has no config that tells what it takes")
     shown = vars(model.config).get(PRUNED_FAMILY, {}).get("inputs")
     if shown is not None:
         generator = torch.Generator().manual_seed(seed)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from pyprune.capture.collect import frozen
 from pyprune.core.errors import InputError
@@ -17,6 +18,7 @@ from pyprune.models.discovery.candidates import Candidate, Spec, candidates
 from pyprune.models.discovery.proof import Prover
 from pyprune.models.discovery.trace import FoundStack, repeated, stacks, trace
 from pyprune.models.inputs import example_inputs, look_of
+from pyprune.models.sequential import discover_sequential_
 
 
 def discover_(model: Any, inputs: Mapping[str, torch.Tensor] | None = None) -> str:
@@ -29,7 +31,13 @@ def discover_(model: Any, inputs: Mapping[str, torch.Tensor] | None = None) -> s
 
     InputError when nothing fits, naming the modules, when layers are shared, or when the forward cannot be run.
     """
-    name, model_type = type(model).__name__, model.config.model_type
+    if isinstance(model, nn.Sequential):
+        if inputs is None:
+            raise InputError('Sequential: give inputs, pyprune.discover(model, {"input": images})')
+        return discover_sequential_(model, inputs)
+    name, model_type = type(model).__name__, getattr(getattr(model, "config", None), "model_type", "")
+    if not model_type:
+        raise InputError(f"{name} is no transformers model and no Sequential: nothing is known of it")
     if has_table(model.config):
         raise InputError(f"{name}: model type {model_type!r} has a table, there is nothing to discover")
     given = example_inputs(model) if inputs is None else dict(inputs)

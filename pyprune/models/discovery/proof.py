@@ -29,7 +29,7 @@ _ROUNDINGS = 1024
 
 
 class Prover:
-    """A copy of the model in float64 (up to 500 M parameters, else in its own type), and what it puts out.
+    """A copy of the model in float64 (float32 above 500 M parameters), and what it puts out.
 
     Compared are the outputs of one call and, of a model with a cache, those of its last token after a call for the
     others; under the attention implementation that the model has, and under the plain one.
@@ -37,7 +37,7 @@ class Prover:
 
     def __init__(self, model: Any, inputs: Inputs) -> None:
         size = sum(p.numel() for p in model.parameters())
-        self.dtype = torch.float64 if size <= _DOUBLE_PARAMETERS else next(model.parameters()).dtype
+        self.dtype = torch.float64 if size <= _DOUBLE_PARAMETERS else torch.float32
         self.model = copy.deepcopy(model).to(self.dtype).eval().requires_grad_(False)
         self.inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         own = getattr(model.config, "_attn_implementation", None)
