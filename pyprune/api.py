@@ -33,6 +33,8 @@ from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
 from pyprune.models.adapter import adapter_for
 from pyprune.models.card import write_card
+from pyprune.models.discovered import found_line
+from pyprune.models.discovery import discover_
 from pyprune.models.inputs import config_with, example_inputs
 from pyprune.models.loading import check_model, load, local_directory
 from pyprune.models.native import make_native_, native_groups
@@ -79,6 +81,8 @@ def _load(model: str | Path | nn.Module, tokenizer: Any, dtype: Any, device: str
         if dtype is not None or device != "auto":
             raise InputError("device and dtype are for models given by name; move or cast the model that is given")
         adapter_for(model)  # before anything else is asked of a model that may be of no supported family
+        if not hasattr(model, "config"):
+            raise InputError(f"{type(model).__name__}: data goes through transformers models only; use plan and apply")
         check_model(model)
         return model, tokenizer
     loaded, own = load(model, dtype, pick_device(device))
@@ -161,6 +165,16 @@ def _check_reads_text(model: nn.Module) -> None:
         f"{type(model).__name__} does not run on text alone ({reason}), and there is no other calibration data: "
         "slice it by a plan of your own with pyprune.apply and pyprune.save; pyprune verify shows that it can be sliced"
     )
+
+
+def discover(model: nn.Module, inputs: Mapping[str, torch.Tensor] | None = None) -> str:
+    """Find what can be pruned in a transformers model of a type that has no table; one line that says what.
+
+    `prune`, `score` and `load` do it by themselves on inputs that they make; give `inputs`, the arguments of the
+    model's forward, where they cannot. What is found is proved on these, and noted in the model's config. InputError
+    when nothing fits, or when the type has a table.
+    """
+    return discover_(model, inputs)
 
 
 def score(
@@ -352,6 +366,8 @@ def save(
     copied from there.
     The directory appears complete or not at all. Raises InputError when `out` is not empty, unless `overwrite`.
     """
+    if not hasattr(model, "save_pretrained"):
+        raise InputError(f"{type(model).__name__} has no config to load it from: save it whole, by torch.save")
     origin = None if source is None else local_directory(source)
     with complete_directory(out, overwrite) as folder:
         write_checkpoint(model, tokenizer, folder, origin)
@@ -447,6 +463,7 @@ def prune(
         if partial:
             partial.save_plan(given)
     notices = _notices(calibration, held_out, most_tokens(dense, tokenizer))
+    notices += [discovered] if (discovered := found_line(dense)) else []
     notices += scores.meta.get("notices", []) if scores else []
     result = Result(None, dense, tokenizer, given, scores, [], stages, calibration, held_out, notices)
     if dry_run:

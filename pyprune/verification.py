@@ -19,6 +19,7 @@ from pyprune.core.layers import matrix
 from pyprune.core.plan import Plan
 from pyprune.core.storage import read_tensors, write_tensors
 from pyprune.models.adapter import adapter_for
+from pyprune.models.discovered import found_line as found_line
 from pyprune.models.inputs import example_inputs
 from pyprune.models.loading import load
 from pyprune.models.saving import write_checkpoint

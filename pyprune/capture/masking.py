@@ -1,4 +1,4 @@
-"""Masks at the inputs of the output projections, on routed experts and on layers, as long as a `with` block lasts."""
+"""Masks on projections and convolutions, routed experts, layers and hidden width, while a `with` block lasts."""
 
 from __future__ import annotations
 
@@ -101,6 +101,8 @@ def _mask_layer(stack: ExitStack, layer: nn.Module, mask: float) -> None:
 
 def _mask_input(stack: ExitStack, model: nn.Module, block: Block, mask: torch.Tensor) -> None:
     channels = mask.repeat_interleave(block.units.width)
+    if block.site == "convolution":
+        channels = channels[:, None, None]
 
     def multiply(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x, *rest = args
@@ -167,4 +169,4 @@ def _replace(stack: ExitStack, module: nn.Module, name: str, change: Callable[[t
     stack.callback(module.register_forward_hook(put_back, always_call=True).remove)
 
 
-_SITES = {"projection": _mask_input, "router": _mask_router, "tensor": _mask_tensor}
+_SITES = {"projection": _mask_input, "convolution": _mask_input, "router": _mask_router, "tensor": _mask_tensor}

@@ -28,7 +28,7 @@ def verify(
     from pyprune.api import pick_device
     from pyprune.core.errors import InputError
     from pyprune.models.loading import load
-    from pyprune.verification import REFERENCE_FILE, verify_checkpoint, verify_model
+    from pyprune.verification import REFERENCE_FILE, found_line, verify_checkpoint, verify_model
 
     opt.hush_transformers()
     if (Path(model) / REFERENCE_FILE).is_file():
@@ -37,6 +37,8 @@ def verify(
         checks = verify_checkpoint(model, pick_device(device))
     else:
         loaded, _ = load(model, dtype, pick_device(device))
+        if not quiet and not as_json and (found := found_line(loaded)):
+            print(found)
         checks = verify_model(loaded, keep=keep, seed=seed)
     if as_json:
         print(

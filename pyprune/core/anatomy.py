@@ -9,7 +9,7 @@ family's name. Groups of `MODEL_AXES` belong to no block: whole layers, and the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,8 +18,8 @@ from torch import nn
 
 from pyprune.core.errors import InputError
 
-Axis = Literal["heads", "kv_groups", "neurons", "experts", "layers", "hidden"]
-Site = Literal["projection", "router", "tensor"]
+Axis = Literal["heads", "kv_groups", "neurons", "experts", "channels", "layers", "hidden"]
+Site = Literal["projection", "convolution", "router", "tensor"]
 
 # Axes whose groups belong to no block; an anatomy has them only if they are asked for.
 MODEL_AXES = ("layers", "hidden")
@@ -94,12 +94,15 @@ class UnitCost:
       is counted in full, like the published MAC models do;
     - `tokens`: tokens of a sample that pass the block; None: the length of the sequence and `extra_tokens`;
     - `keys`: keys that one query meets; None: as many as `tokens`, or the length where `key_params` are told apart;
-    - `extra_tokens`: tokens that join those of the text in one sequence, such as an image's.
+    - `extra_tokens`: tokens that join those of the text in one sequence, such as an image's;
+    - `shared`: `(group, weights, tokens)` for weights that lie between this unit and those of another group, as in a
+      convolution whose inputs and outputs are both cut. Half of them are among `params`, and are named here; as units
+      of that group go, so do they. Only `Anatomy` counts this too.
     """
 
-    params: int
+    params: float
     attention: int = 0
-    key_params: int = 0
+    key_params: float = 0
     table_params: int = 0
     per_token: int = 0
     per_pass: int = 0
@@ -109,6 +112,7 @@ class UnitCost:
     extra_tokens: float = 0.0
     experts: str = ""
     chosen: int = 0
+    shared: tuple[tuple[str, float, float | None], ...] = ()
 
     def flops(self, length: float, width: float = 1.0) -> float:
         """FLOPs per sequence of `length` tokens (a mean length may be fractional).
@@ -162,7 +166,11 @@ class Block:
     Where a family does anything else between two blocks, `exit` is None: it cannot be run block by block.
     All names are dotted paths from the model's root.
 
-    `site` says where a mask acts, if not at the input of the projection. Routed experts have no such layer:
+    `site` says where a mask acts, if not at the last dimension of the projection's input:
+
+    - `convolution`: `projection` is one, and its input is masked along the channels `[B, C, H, W]`.
+
+    Routed experts have no such layer:
 
     - `router`: `projection` is the module that chooses among the units. A unit whose mask is 0 is not chosen, as if the
       router had no row for it; the output of any other is multiplied by its mask.
@@ -244,15 +252,16 @@ class Anatomy:
         """FLOPs of the prunable blocks for one sequence of `length` tokens, with `kept[name]` units (default: all)."""
         kept = self._sizes if kept is None else kept
         width = self._width_left(kept)
-        return sum(
-            g.cost.flops(length, width) * kept[g.name] * self._experts_left(g.cost, kept)[0] for g in self.groups
-        )
+        gone = sum(2.0 * (tokens or length) * weights for weights, tokens in self._shared_gone(kept))
+        units = (g.cost.flops(length, width) * kept[g.name] * self._experts_left(g.cost, kept)[0] for g in self.groups)
+        return sum(units) - gone
 
     def params(self, kept: Mapping[str, int] | None = None) -> int:
         """Weights of the prunable blocks with `kept[name]` units a group (default: all); biases not counted."""
         kept = self._sizes if kept is None else kept
+        gone = sum(weights for weights, _ in self._shared_gone(kept))
         units = sum(g.cost.params * kept[g.name] * self._experts_left(g.cost, kept)[1] for g in self.groups)
-        return round(units * self._width_left(kept))
+        return round(units * self._width_left(kept) - gone)
 
     def need_blocks(self, purpose: str) -> None:
         """InputError when there is a group that belongs to no block, where `purpose` needs one."""
@@ -266,9 +275,12 @@ class Anatomy:
         """InputError when there is a block without an output projection of its own, which `purpose` needs."""
         for block in self.blocks:
             if block.site != "projection":
+                why = "its channels end in a convolution"
+                if block.site != "convolution":
+                    why = "routed experts have no output projections of their own"
                 raise InputError(
-                    f"{purpose}: not possible for {block.units.name}, since routed experts have no output projections "
-                    'of their own; use criterion="magnitude" and tuning="none"'
+                    f"{purpose}: not possible for {block.units.name}, since {why}; "
+                    'use criterion="magnitude" and tuning="none"'
                 )
 
     @property
@@ -278,6 +290,12 @@ class Anatomy:
     def _width_left(self, kept: Mapping[str, int]) -> float:
         """Share of the hidden width that is left."""
         return kept[self.hidden.units.name] / self.hidden.units.size if self.hidden else 1.0
+
+    def _shared_gone(self, kept: Mapping[str, int]) -> Iterator[tuple[float, float | None]]:
+        """Weights between units that stay and units of other groups that do not, and the tokens that pass them."""
+        for group in self.groups:
+            for other, weights, tokens in group.cost.shared:
+                yield weights * kept[group.name] * (1 - kept[other] / max(self._sizes[other], 1)), tokens
 
     def _experts_left(self, cost: UnitCost, kept: Mapping[str, int]) -> tuple[float, float]:
         """Shares of the experts of a unit that are still passed by a token, and that are still there."""

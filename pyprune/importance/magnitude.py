@@ -14,12 +14,13 @@ from pyprune.importance.registry import Evidence, criterion
 @criterion("magnitude")
 def magnitude(evidence: Evidence) -> dict[str, torch.Tensor]:
     scores = {}
+    weights = dict(evidence.model.named_parameters(remove_duplicate=False))  # running statistics are none
     for group in evidence.anatomy.groups:
         total = torch.zeros(group.size, dtype=torch.float64)
         for cut in group.cuts:
-            tensor = evidence.model.get_parameter(cut.tensor).detach()
-            if tensor.dim() > 1:
-                channels = tensor.double().square().movedim(cut.dim, 0).flatten(1).sum(1).cpu()
+            tensor = weights.get(cut.tensor)
+            if tensor is not None and tensor.dim() > 1:
+                channels = tensor.detach().double().square().movedim(cut.dim, 0).flatten(1).sum(1).cpu()
                 total += channels[cut.positions(torch.arange(group.size))].sum(1)
         scores[group.name] = total
     for group in evidence.anatomy.layer_groups:

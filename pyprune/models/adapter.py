@@ -9,29 +9,43 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Anatomy, Block, LayerGroup, UnitGroup
+from pyprune.core.anatomy import Adapter, Anatomy, Block, LayerGroup, UnitGroup
 from pyprune.core.errors import InputError
 from pyprune.models.depth import Depth
+from pyprune.models.discovered import PRUNED_FAMILY
 from pyprune.models.family import Family, Part, base_path
 from pyprune.models.hidden import HIDDEN, hidden_group
 from pyprune.models.layer_config import remember_
 from pyprune.models.place import Place
-from pyprune.models.registry import FAMILIES
+from pyprune.models.registry import FAMILIES, family_of
+from pyprune.models.sequential import SequentialAdapter
 from pyprune.models.widths import configs_below, twins, write_widths
 
 
-def adapter_for(model_or_config: Any) -> TransformersAdapter:
+def adapter_for(model_or_config: Any) -> Adapter:
     """The adapter of a transformers model or config.
 
-    InputError lists the supported model types when there is no table for its type or for a model inside it. It refuses
-    remote code, and a model whose weights are no longer tied although its config says so.
+    A model without a table, for its own type or a model inside it, is looked through first, and what is found is noted
+    in its config (`discovery.discover_`, which says when that is an InputError); a config without one is an InputError
+    that lists the supported model types. It refuses remote code, and a model whose weights are no longer tied although
+    its config says so.
 
     >>> adapter_for(model).anatomy(model)
     """
     _check_own_code(model_or_config)
     config = getattr(model_or_config, "config", model_or_config)
-    if not any(model_type in FAMILIES for model_type in model_types(config)):
-        FAMILIES[getattr(config, "model_type", type(model_or_config).__name__)]
+    if isinstance(model_or_config, nn.Sequential) and config is model_or_config:
+        if not hasattr(model_or_config, "positions"):
+            raise InputError('Sequential: show it an input first: pyprune.discover(model, {"input": images})')
+        return SequentialAdapter()
+    if not has_table(config):
+        from transformers import PreTrainedModel
+
+        if not isinstance(model_or_config, PreTrainedModel):
+            FAMILIES[getattr(config, "model_type", type(model_or_config).__name__)]
+        from pyprune.models.discovery import discover_  # which needs this module
+
+        discover_(model_or_config)
     if isinstance(model_or_config, nn.Module):
         _check_tied(model_or_config)
     return TransformersAdapter()
@@ -39,10 +53,11 @@ def adapter_for(model_or_config: Any) -> TransformersAdapter:
 
 def _check_own_code(model_or_config: Any) -> None:
     kind = type(model_or_config)
-    if kind.__module__.startswith("transformers_modules."):  # where transformers puts what it downloads
+    noted = vars(getattr(model_or_config, "config", model_or_config)).get(PRUNED_FAMILY)
+    if kind.__module__.startswith("transformers_modules.") and not noted:  # where transformers puts what it downloads
         raise InputError(
-            f"{kind.__name__} is remote code: pyprune knows the layers of transformers' own classes only, "
-            "so load the model without trust_remote_code"
+            f"{kind.__name__} is remote code, whose layers pyprune does not know: load the model without "
+            "trust_remote_code, or let pyprune.discover(model) find and prove what can be pruned"
         )
 
 
@@ -194,20 +209,22 @@ def members(model: nn.Module) -> Iterator[Member]:
         return
     found: list[Member] = []
     for path, module in model.named_modules():
-        if not isinstance(module, PreTrainedModel) or module.config.model_type not in FAMILIES:
+        family = family_of(module.config) if isinstance(module, PreTrainedModel) else None
+        if family is None:
             continue
         model_type = module.config.model_type
         prefix = f"{path}." if path else ""
         if any(model_type == o.model.config.model_type and prefix.startswith(o.prefix) for o in found):
             continue
-        member = Member(prefix, module, FAMILIES[model_type], _source_tokens(model, prefix))
+        member = Member(prefix, module, family, _source_tokens(model, prefix))
         if next(member.parts(), None) is not None:
             found.append(member)
     yield from sorted(found, key=lambda member: member.prefix.count("."), reverse=True)
 
 
 def _source_tokens(model: Any, prefix: str) -> float | None:
-    tell = FAMILIES[model.config.model_type].source_tokens if model.config.model_type in FAMILIES else None
+    family = family_of(model.config)
+    tell = None if family is None else family.source_tokens
     return None if tell is None else tell(model, prefix)
 
 
@@ -237,6 +254,6 @@ def records(model: nn.Module) -> list[Record]:
     return list(noted.values())
 
 
-def model_types(config: Any) -> set[str]:
-    """The types of the model that `config` describes and of the models inside it."""
-    return {getattr(c, "model_type", "") for c in (config, *(below for _, below in configs_below(config)))}
+def has_table(config: Any) -> bool:
+    """Whether there is a table for `config` or for one inside it."""
+    return any(family_of(c) is not None for c in (config, *(below for _, below in configs_below(config))))

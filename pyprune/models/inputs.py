@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pyprune.core.errors import InputError
+from pyprune.models.discovered import PRUNED_FAMILY
 from pyprune.models.widths import configs_below
 
 
@@ -20,6 +21,10 @@ class _Wanted:
     length: int
     padding: Literal["right", "left"]
     generator: torch.Generator
+
+
+# For families that take images of any size, and whose configs name none.
+_IMAGE_SIZE = 224
 
 
 def example_inputs(
@@ -37,8 +42,16 @@ def example_inputs(
     - `input_features` `[batch, mel bins, frames]` float32, as many frames as the encoder wants;
     - `flattened_patches` `[batch, length, 2 + patch values]` float32, with an `attention_mask` padded on the right.
 
+    A model that discovery was shown inputs of gets random ones that look like those, whatever is asked for.
+
     InputError when the forward takes none of them.
     """
+    if not hasattr(model, "config"):
+        raise InputError(f"{type(model).__name__} has no config that tells what it takes")
+    shown = vars(model.config).get(PRUNED_FAMILY, {}).get("inputs")
+    if shown is not None:
+        generator = torch.Generator().manual_seed(seed)
+        return {name: _looking_like(look, generator) for name, look in shown.items()}
     wanted = _Wanted(batch, length, padding, torch.Generator().manual_seed(seed))
     taken = inspect.signature(model.forward).parameters
     inputs: dict[str, torch.Tensor] = {}
@@ -47,8 +60,27 @@ def example_inputs(
             made = make(model.config, wanted)
             inputs |= {key: tensor for key, tensor in made.items() if key in taken}
     if not inputs:
-        raise InputError(f"{type(model).__name__}: give example inputs, its forward takes {', '.join(taken)}")
+        raise InputError(
+            f"{type(model).__name__}: give example inputs, pyprune.discover(model, inputs); "
+            f"its forward takes {', '.join(taken)}"
+        )
     return inputs
+
+
+def look_of(inputs: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
+    """Plain data from which random inputs can be made: shapes, and of whole numbers the smallest and the largest."""
+    looks: dict[str, dict[str, Any]] = {}
+    for name, tensor in inputs.items():
+        whole = not tensor.is_floating_point()
+        looks[name] = {"shape": list(tensor.shape), "range": [int(tensor.min()), int(tensor.max())] if whole else None}
+    return looks
+
+
+def _looking_like(look: Mapping[str, Any], generator: torch.Generator) -> torch.Tensor:
+    if look["range"] is None:
+        return torch.randn(look["shape"], generator=generator)
+    low, high = look["range"]
+    return torch.randint(low, high + 1, look["shape"], generator=generator)
 
 
 def _tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
@@ -92,10 +124,15 @@ def _decoder_tokens(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
 
 
 def _pixels(config: Any, wanted: _Wanted) -> dict[str, torch.Tensor]:
-    config = config_with(config, "image_size")
-    size = config.image_size
+    inside = [config, *(below for _, below in configs_below(config))]
+    sized = [c for c in inside if getattr(c, "image_size", None) is not None]
+    config = sized[0] if sized else config_with(config, "num_channels")
+    size = getattr(config, "image_size", None) or _IMAGE_SIZE
     height, width = (size, size) if isinstance(size, int) else size
-    shape = (wanted.batch, getattr(config, "num_channels", 3), height, width)
+    shape: tuple[int, ...] = (getattr(config, "num_channels", 3), height, width)
+    if getattr(config, "num_frames", None) and hasattr(config, "tubelet_size"):  # videos
+        shape = (config.num_frames, *shape)
+    shape = (wanted.batch, *shape)
     return {"pixel_values": torch.randn(shape, generator=wanted.generator)}
 
 

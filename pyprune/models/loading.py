@@ -14,6 +14,7 @@ from torch import nn
 
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.core.storage import read_json
+from pyprune.models.adapter import adapter_for
 from pyprune.models.registry import FAMILIES
 
 # Hub id -> (package that ships the same files, folder inside it).
@@ -46,8 +47,9 @@ def resolve(name: str | Path) -> tuple[str, str]:
 def load(name: str | Path, dtype: str | torch.dtype | None = None, device: str = "cpu") -> tuple[nn.Module, Any]:
     """The model in eval mode, with SDPA attention where it can, and its tokenizer (None when the checkpoint has none).
 
-    The class is the one that the config names, else the bare model; `dtype` None keeps the checkpoint's. InputError for
-    a model type that pyprune does not support, missing or damaged files, or a dtype or device that is not there;
+    The class is the one that the config names, else the bare model; `dtype` None keeps the checkpoint's. A model type
+    without a table goes through discovery (`pyprune.discover`). InputError for a model type that transformers does not
+    know or in which nothing is found, missing or damaged files, or a dtype or device that is not there;
     NumericsError names the first weight with NaN or Inf.
 
     >>> model, tokenizer = load("sentence-transformers/all-MiniLM-L6-v2")
@@ -58,7 +60,9 @@ def load(name: str | Path, dtype: str | torch.dtype | None = None, device: str =
     _check_weight_files(directory)
     model = _load_model(directory, dtype)
     check_model(model)
-    return model.to(device).eval(), _load_tokenizer(directory)
+    model = model.to(device).eval()
+    adapter_for(model)  # a model without a table is looked through, or refused
+    return model, _load_tokenizer(directory)
 
 
 def local_directory(name: str | Path) -> Path:
@@ -122,10 +126,15 @@ def _check_config(directory: Path) -> None:
     _check_own_code(directory, config)
     _check_layers(directory, config)
     model_type = config.get("model_type")
-    types = {model_type, *(value.get("model_type") for value in config.values() if isinstance(value, dict))}
-    if not any(known in FAMILIES for known in types):
-        supported = ", ".join(sorted(FAMILIES))
-        raise InputError(f"{directory}: model type {model_type!r} is not supported; supported: {supported}")
+    from transformers import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        tables = ", ".join(sorted(FAMILIES))
+        remote = "its code would come with the checkpoint, and is not run; " if config.get("auto_map") else ""
+        raise InputError(
+            f"{directory}: model type {model_type!r} is not known to transformers: {remote}load it yourself and give "
+            f"the model to pyprune.discover; known to pyprune: {tables}"
+        )
     if config.get("quantization_config"):
         raise InputError(f"{directory}: the weights are quantised; prune the original model and quantise afterwards")
 

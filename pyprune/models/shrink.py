@@ -9,14 +9,15 @@ import torch
 
 from pyprune.models.adapter import TransformersAdapter, records
 from pyprune.models.hidden import HIDDEN, hidden_group
-from pyprune.models.registry import FAMILIES
+from pyprune.models.registry import family_of
 from pyprune.models.widths import PRUNED_GROUPS, is_pruned, read_widths
 from pyprune.slicing.slice import cut_
 
 
 def is_pruned_config(config: Any) -> bool:
     """Whether the config is one of a family that pyprune knows, and asks for layers that differ in width."""
-    return config.model_type in FAMILIES and is_pruned(config, FAMILIES[config.model_type])
+    family = family_of(config)
+    return family is not None and is_pruned(config, family)
 
 
 def shrink_(model: Any) -> bool:

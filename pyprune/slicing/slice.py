@@ -22,6 +22,7 @@ _BYTES_AT_ONCE = 64 << 20
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("out_features", "in_features"),
     nn.Embedding: ("num_embeddings", "embedding_dim"),
+    nn.BatchNorm2d: ("num_features",),
 }
 
 
@@ -133,7 +134,9 @@ def _tensor(model: nn.Module, name: str) -> torch.Tensor:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     tensor = module._parameters.get(leaf, module._buffers.get(leaf))
-    if tensor is None or (isinstance(module, nn.Linear) and type(module) is not nn.Linear):
+    # Modelling code may have a class of its own for a plain linear layer; quantisers and adapters live elsewhere.
+    plain = type(module) is nn.Linear or type(module).__module__.startswith("transformers.models.")
+    if tensor is None or (isinstance(module, nn.Linear) and not plain):
         raise InputError(
             f"{path} is a {type(module).__name__}, not a plain layer: prune before quantising, and merge adapters first"
         )
@@ -156,7 +159,7 @@ def _batches(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
 def _remember_shape(module: Any) -> None:
     for kind, names in _SIZES.items():
         if isinstance(module, kind):
-            for name, size in zip(names, cast(torch.Tensor, module.weight).shape, strict=True):
+            for name, size in zip(names, cast(torch.Tensor, module.weight).shape, strict=False):
                 setattr(module, name, size)
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         outputs, inputs_per_group = module.weight.shape[:2]

@@ -57,6 +57,10 @@ def tiny_model(
         for name, parameter in model.named_parameters():
             centre = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
             parameter.copy_(centre + 0.3 * torch.randn(parameter.shape))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
     return model.eval()
 
 

@@ -18,7 +18,7 @@ from pyprune.testing.models import random_plan
 from pyprune.testing.zoo import decoders
 
 PAGE = (Path(__file__).parents[2] / "docs/howto/add-a-model.md").read_text()
-TABLE, ROW = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+TABLE, ROW = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[-2:]
 
 
 @pytest.fixture

@@ -56,7 +56,9 @@ def test_a_forward_without_known_inputs_is_refused():
         def forward(self, waves, tides):
             pass
 
-    with pytest.raises(InputError, match="Strange: give example inputs, its forward takes waves, tides"):
+    with pytest.raises(
+        InputError, match=r"Strange: give example inputs, pyprune.discover.*; its forward takes waves, tides"
+    ):
         example_inputs(Strange(SimpleNamespace()))
 
 

@@ -99,8 +99,11 @@ def offline(monkeypatch):
 
 
 def test_a_model_type_that_is_not_supported(checkpoint):
-    edit_config(checkpoint, model_type="fnet")
-    with pytest.raises(InputError, match=r"model type 'fnet' is not supported; supported: .*bert, .*llama, "):
+    edit_config(checkpoint, model_type="homegrown")
+    with pytest.raises(InputError, match=r"'homegrown' is not known to transformers: load it yourself .*bert, .*llama"):
+        load(checkpoint)
+    edit_config(checkpoint, auto_map={"AutoModel": "modeling.Homegrown"})
+    with pytest.raises(InputError, match="its code would come with the checkpoint, and is not run; load it yourself"):
         load(checkpoint)
 
 
