@@ -159,3 +159,13 @@ def test_inputs_are_numbers_of_the_models_dtype(tmp_path):
     (image,) = session.get_inputs()
     assert image.type == "tensor(float16)"
     assert session.run(None, {image.name: np.zeros((5, 3, 12, 12), np.float16)})[0].shape[0] == 5
+
+
+def test_large_weights_lie_beside(tmp_path, monkeypatch):
+    """From 2 GB on; here from the first byte on."""
+    import onnxruntime
+
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    pyprune.export(tiny_model("vit", **TWO_LAYERS), tmp_path / "model.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
