@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 # Where the public names live: they are imported when they are first used, since their modules take seconds to import.
 _HOMES = {
-    "pyprune.api": ("Result", "apply", "discover", "plan", "prune", "retrain", "save", "score", "tune"),
+    "pyprune.api": ("Result", "apply", "discover", "export", "plan", "prune", "retrain", "save", "score", "tune"),
     "pyprune.capture.cotangent": ("UserLoss",),
     "pyprune.core.budget": ("Budget",),
     "pyprune.core.errors": (

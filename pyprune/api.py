@@ -31,6 +31,7 @@ from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.tokenize import to_samples
+from pyprune.formats import FORMATS, Exported
 from pyprune.models.adapter import adapter_for
 from pyprune.models.card import write_card
 from pyprune.models.discovered import found_line
@@ -376,6 +377,30 @@ def save(
         write_card(folder, model, adapter_for(model).anatomy(model), plan, None if source is None else str(source))
         write_reference(model, folder)
     return Path(out)
+
+
+def export(
+    model: str | Path | nn.Module,
+    out: str | Path,
+    format: str = "onnx",
+    *,
+    tokenizer: Any = None,
+    device: str = "cpu",
+    dtype: Any = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write `model`, pruned or dense, for others to run, and check that the file gives what the model gives.
+
+    `format` is `onnx`, `torch_export` (a `.pt2` file) or `block_configs` (a directory that serving engines read, for
+    LLaMA only). A graph takes any batch and length. What is written appears once it was run and compared: InputError
+    when the model or `out` does not suit the format, MismatchError when outputs differ.
+    """
+    chosen = FORMATS[format]
+    chosen.check(Path(out), overwrite)
+    if isinstance(model, nn.Module) and device == "cpu":
+        device = "auto"  # it stays where it is
+    model, tokenizer = _load(model, tokenizer, dtype, device)
+    return chosen.write(model, tokenizer, Path(out))
 
 
 def prune(

@@ -119,10 +119,10 @@ def _masked_is_sliced(
             expected = _outputs(twin, inputs)
         found = _outputs(sliced, inputs)
     largest = max(float(t.abs().max()) for _, t in tensors_of(expected) if t.numel())
-    return Check("masked = sliced", max_difference(expected, found, plan.kept.get("hidden")), _allowed(dtype, largest))
+    return Check("masked = sliced", max_difference(expected, found, plan.kept.get("hidden")), allowed(dtype, largest))
 
 
-def _allowed(dtype: torch.dtype, largest: float) -> float:
+def allowed(dtype: torch.dtype, largest: float) -> float:
     """The difference that rounding explains between outputs of up to `largest`, computed in `dtype`."""
     return min(_ROUNDINGS * torch.finfo(dtype).eps, _LARGEST_SHARE) * max(1.0, largest)
 
@@ -190,4 +190,4 @@ def verify_checkpoint(path: str | Path, device: str = "cpu") -> list[Check]:
     expected = {k.removeprefix("outputs/"): v for k, v in tensors.items() if k.startswith("outputs/")}
     largest = max(float(v.abs().max()) for v in expected.values())
     difference = max_difference(expected, {k: v.cpu() for k, v in found.items()})
-    return [Check("stored = reloaded", difference, _allowed(model.dtype, largest))]
+    return [Check("stored = reloaded", difference, allowed(model.dtype, largest))]

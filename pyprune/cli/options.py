@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from pyprune.core.errors import InputError
 
 Model = Annotated[
     str, typer.Argument(help="Model directory, hub id, or the id of a model that an installed package ships.")
@@ -94,12 +91,9 @@ def settings(**given: Any) -> dict[str, Any]:
 
 def check_file(out: Path, overwrite: bool) -> None:
     """Raise InputError unless the file `out` can be written."""
-    if out.is_dir():
-        raise InputError(f"out={str(out)!r} is a directory; give a file")
-    if out.exists() and not overwrite:
-        raise InputError(f"out={str(out)!r} exists already; give --overwrite or another name")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"out={str(out)!r}: the folder {out.parent} does not exist or cannot be written to")
+    from pyprune.formats.exported import check_file
+
+    check_file(out, overwrite)
 
 
 def hush_transformers() -> None:

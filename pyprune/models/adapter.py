@@ -53,7 +53,7 @@ def adapter_for(model_or_config: Any) -> Adapter:
 
 def _check_own_code(model_or_config: Any) -> None:
     kind = type(model_or_config)
-    noted = vars(getattr(model_or_config, "config", model_or_config)).get(PRUNED_FAMILY)
+    noted = getattr(getattr(model_or_config, "config", None), PRUNED_FAMILY, None)
     if kind.__module__.startswith("transformers_modules.") and not noted:  # where transformers puts what it downloads
         raise InputError(
             f"{kind.__name__} is remote code, whose layers pyprune does not know: load the model without "

@@ -6,7 +6,7 @@ There is no config and no loader: a pruned network is saved whole, by `torch.sav
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import Anatomy, Block, Cut, UnitCost, UnitGroup
+from pyprune.core.anatomy import MODEL_AXES, Anatomy, Block, Cut, UnitCost, UnitGroup
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 from pyprune.slicing.check import max_difference
@@ -34,8 +34,10 @@ _ALLOWED = 1e-9  # float64, relative to the largest output
 class SequentialAdapter:
     """Implements `core.anatomy.Adapter` for a network that was shown an input (`discover_sequential_`)."""
 
-    def anatomy(self, model: Any) -> Anatomy:
+    def anatomy(self, model: Any, axes: Sequence[str] | None = None) -> Anatomy:
         """Groups between a convolution or linear layer and the next, of which every unit is free."""
+        if unknown := [axis for axis in axes or () if axis in MODEL_AXES]:
+            raise InputError(f"axis {unknown[0]!r}: a Sequential has channels and neurons")
         leaves = dict(_leaves(model))
         blocks = [block for path in leaves if (block := _block(leaves, path, model.positions)) is not None]
         if not blocks:

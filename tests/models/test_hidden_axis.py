@@ -26,6 +26,7 @@ REFUSED = {
         (*COMPOSITES, "mask2former", "mask2former-pre-norm", "segformer", "swin", "swin-padded"), "has heads"
     ),
     "whisper": "has heads",
+    **dict.fromkeys(("resnet", "resnet-basic", "resnet-early", "convnext", "convnext-unscaled"), "has channels"),
     **dict.fromkeys(SOURCES, "reads another model's hidden states"),
     **dict.fromkeys(("mixtral", "mixtral-one", "qwen3_moe", "qwen3_moe-mixed"), "routed experts"),
     "olmo2": "q_proj is part of no block",

@@ -23,6 +23,8 @@ REFUSED = {
     **dict.fromkeys(("dinov2", "dinov2-swiglu"), "the model has heads, "),
     **dict.fromkeys(("swin", "swin-padded"), "the model has heads, "),
     **dict.fromkeys(("mask2former", "mask2former-pre-norm"), "the model has heads, "),
+    **dict.fromkeys(("resnet", "resnet-basic", "resnet-early"), "the model has channels"),
+    **dict.fromkeys(("convnext", "convnext-unscaled"), "the model has channels"),
     "gpt2-default-width": "scaled by the layer's number",
 }
 VARIANTS = [variant for variant in ZOO if variant not in REFUSED]

@@ -21,6 +21,7 @@ def _positions(config: Any, indices: tuple[int, ...]) -> int:
 FAMILIES = (
     Family(
         model_types=("convnext",),
+        hidden=False,  # every stage has a width of its own
         stacks=(
             Stack(
                 layers="encoder.stages.*.layers",

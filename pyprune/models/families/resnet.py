@@ -50,6 +50,7 @@ def _convolution(index: int) -> tuple[str, str]:
 FAMILIES = (
     Family(
         model_types=("resnet",),
+        hidden=False,  # every stage has a width of its own
         stacks=(
             Stack(
                 layers="encoder.stages.*.layers",

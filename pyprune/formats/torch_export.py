@@ -1,0 +1,34 @@
+"""torch.export: the traced program as a `.pt2` file, which torch alone loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyprune.core.errors import InputError
+from pyprune.formats.exported import Exported, check_file, checked, complete_file
+from pyprune.formats.graph import trace, trials
+
+
+def check_program_file(out: Path, overwrite: bool) -> None:
+    """InputError unless the file `out` can be written; torch loads no other names than `*.pt2`."""
+    if out.suffix != ".pt2":
+        raise InputError(f"out={str(out)!r}: torch.export programs are files called *.pt2")
+    check_file(out, overwrite)
+
+
+def write_torch_export(model: nn.Module, tokenizer: Any, out: Path) -> Exported:
+    """Write `model` to `out`, load it again and run it at other batches and lengths.
+
+    `torch.export.load(out).module()(**inputs)` gives a dict of tensors. InputError when the model cannot be traced,
+    MismatchError when the file gives other outputs; then nothing is written.
+    """
+    with complete_file(out) as file:
+        torch.export.save(trace(model).program, file)
+        loaded = torch.export.load(file).module()
+        with torch.no_grad():
+            checks = tuple(checked(name, expected, loaded(**inputs)) for name, inputs, expected in trials(model))
+    return Exported(out, checks)
