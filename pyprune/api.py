@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pyprune import ops
-from pyprune.capture.collect import frozen
+from pyprune.calibration import calibration_data, most_tokens
 from pyprune.core.anatomy import MODEL_AXES, Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
@@ -29,14 +29,11 @@ from pyprune.core.partial import Partial, check_partial, data_fingerprint, finge
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
-from pyprune.data.passages import python_reference, read_passages, split
-from pyprune.data.tokenize import to_samples
 from pyprune.formats import FORMATS, Exported
 from pyprune.models.adapter import adapter_for
 from pyprune.models.card import write_card
 from pyprune.models.discovered import found_line
 from pyprune.models.discovery import discover_
-from pyprune.models.inputs import config_with, example_inputs
 from pyprune.models.loading import check_model, load, local_directory
 from pyprune.models.native import make_native_, native_groups
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
@@ -51,9 +48,6 @@ from pyprune.verification import write_reference
 DEFAULT_RECIPE = "surgeon"
 Deploy = Literal["layers", "uniform"]
 PLAN_FILE = "pyprune_plan.json"
-
-# Longer inputs are cut: language models take positions far beyond what calibration profits from.
-_MOST_TOKENS = 2048
 
 
 @dataclass
@@ -114,58 +108,6 @@ def _scoring_settings(recipe: Recipe) -> dict[str, str]:
         f.name: str(getattr(recipe, f.name)).removeprefix("torch.") for f in fields(recipe) if f.name not in later
     }
     return {"recipe": recipe.name, **settings}
-
-
-def most_tokens(model: nn.Module, tokenizer: Any) -> int:
-    """The longest sample, in tokens, that the model's positions and its tokenizer take (at most 2,048)."""
-    positions = getattr(model.config, "max_position_embeddings", _MOST_TOKENS)
-    # RoBERTa counts positions from its padding index on.
-    offset = (getattr(model.config, "pad_token_id", None) or 0) + 1 if model.config.model_type == "roberta" else 0
-    return max(1, min(positions - offset, getattr(tokenizer, "model_max_length", None) or _MOST_TOKENS, _MOST_TOKENS))
-
-
-def calibration_data(
-    model: nn.Module, tokenizer: Any, data: Any = None, samples: int = 512, seed: int = 0
-) -> tuple[Samples, Samples | None]:
-    """Tokenised calibration samples and, for text, held-out samples that the calibration does not see.
-
-    `data` None means the English prose that CPython ships; a path is a text or `.jsonl` file; both are split with
-    `seed`. Anything else that `pyprune.data` takes is calibration data as a whole, and nothing is held out.
-    InputError for a model that does not run on text alone.
-    """
-    _check_reads_text(model)
-    length = most_tokens(model, tokenizer)
-    if data is None or isinstance(data, (str, Path)):
-        passages = python_reference() if data is None else read_passages(data)
-        texts = split(passages, samples, seed)
-    else:
-        texts = (data,)
-    known = config_with(model.config, "vocab_size").vocab_size
-    made = [to_samples(part, tokenizer, length) for part in texts]
-    for part in made:  # on a GPU such a token would take the whole process down
-        largest = max(int(row["input_ids"].max()) for row in part.inputs)
-        if largest >= known:
-            raise InputError(f"data: token {largest} is beyond the model's {known}: is the tokenizer another model's?")
-    return made[0], made[1] if len(made) == 2 else None
-
-
-@torch.no_grad()
-def _check_reads_text(model: nn.Module) -> None:
-    """Try a few tokens: whether a model wants an image, sound or decoder inputs besides, its forward does not tell."""
-    reason = "it takes no input_ids"
-    if "input_ids" in inspect.signature(model.forward).parameters:
-        device = next(model.parameters()).device
-        made = example_inputs(model, 1, 4)
-        try:
-            with frozen(model):
-                model(**{name: made[name].to(device) for name in ("input_ids", "attention_mask") if name in made})
-            return
-        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-            reason = str(error).strip().split("\n")[0]
-    raise InputError(
-        f"{type(model).__name__} does not run on text alone ({reason}), and there is no other calibration data: "
-        "slice it by a plan of your own with pyprune.apply and pyprune.save; pyprune verify shows that it can be sliced"
-    )
 
 
 def discover(model: nn.Module, inputs: Mapping[str, torch.Tensor] | None = None) -> str:

@@ -20,13 +20,19 @@ FLOORS = {
     "capture": 3,
     **dict.fromkeys(("importance", "search", "slicing", "recovery", "layers", "data"), 4),
     **dict.fromkeys(("models", "recipes"), 5),
-    **dict.fromkeys(("api", "formats", "verification", ""), 6),
+    **dict.fromkeys(("api", "calibration", "formats", "verification", ""), 6),
     **dict.fromkeys(("bench", "report"), 7),
     "cli": 8,
 }
 # On one floor: the public functions write what `verification` replays, files are checked by its measure before they
 # appear, and reports print what `bench` measures.
-BESIDE = {("api", "verification"), ("api", "formats"), ("formats", "verification"), ("report", "bench")}
+BESIDE = {
+    ("api", "calibration"),
+    ("api", "verification"),
+    ("api", "formats"),
+    ("formats", "verification"),
+    ("report", "bench"),
+}
 BESIDE |= {("", "api"), ("", "verification")}
 # The command line speaks through floors 6 and 7. What goes past them today; the list may only become shorter.
 PAST_THE_PUBLIC_FUNCTIONS = {

@@ -24,9 +24,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from pyprune.api import calibration_data, most_tokens, pick_device
+from pyprune.api import pick_device
 from pyprune.bench.results import Results, table_path
 from pyprune.bench.timing import interleave
+from pyprune.calibration import calibration_data, most_tokens
 from pyprune.capture.collect import collect
 from pyprune.capture.cotangent import EmbeddingProbe
 from pyprune.capture.masking import masked

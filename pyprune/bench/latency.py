@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pyprune.api import most_tokens
 from pyprune.bench.timing import interleave
+from pyprune.calibration import most_tokens
 from pyprune.capture.collect import frozen
 
 # Batch and length of the standard cases: one short query, and a full throughput batch.

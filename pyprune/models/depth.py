@@ -11,7 +11,7 @@ from torch import nn
 
 from pyprune.core.anatomy import Attribute, LayerGroup, UnitCost, UnitGroup
 from pyprune.models.place import Place
-from pyprune.models.widths import PRUNED_GROUPS
+from pyprune.models.widths import PRUNED_GROUPS, spell_out_layers
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class Depth:
             setattr(config, name, [numbers[i] for i in vars(config).get(name) or () if i in numbers])
         if entries is not None:
             config.per_layer_config = {numbers[i]: entry for i, entry in entries.items() if i in numbers} or None
+            spell_out_layers(config, config.is_heterogeneous)
 
 
 def _list_of(layer_path: str) -> str:

@@ -75,4 +75,5 @@ def check_reload(checkpoints, with_pyprune=True):
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert {name for name, *_ in found} == folders
-    assert [row for row in found if row[1:] != [True, []]] == []
+    wrong = [row for row in found if row[1:] != [True, []]]
+    assert not wrong, wrong
