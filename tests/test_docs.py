@@ -100,11 +100,11 @@ def test_make_targets_exist():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty working folder with a tiny model, in place of MiniLM, and its text, in place of Python's."""
-    import pyprune.api
+    import pyprune.calibration
     from pyprune.testing.checkpoints import passages, tiny_checkpoint
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pyprune.api, "python_reference", passages)
+    monkeypatch.setattr(pyprune.calibration, "python_reference", passages)
     return tiny_checkpoint(tmp_path / "dense")
 
 
