@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyprune.core.layers import output_dim
+
 
 def empty_attention_(attention: nn.Module, projection: str | None) -> None:
     """Turn an attention module without heads into an `EmptyAttention`, in place.
@@ -27,7 +29,7 @@ def empty_experts_(experts: nn.Module) -> None:
 
 def empty_projection_(projection: nn.Module) -> None:
     """Let a linear layer without inputs run, in place: `Linear` does, transformers' `Conv1D` does not."""
-    if hasattr(projection, "nf") and not isinstance(projection, EmptyConv1D):
+    if output_dim(projection) == 1 and not isinstance(projection, EmptyConv1D):
         projection.__class__ = _subclass(EmptyConv1D, type(projection), None)
 
 

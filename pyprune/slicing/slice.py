@@ -13,6 +13,7 @@ from torch import nn
 from pyprune import ops
 from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.errors import InputError
+from pyprune.core.layers import output_dim
 from pyprune.core.plan import Plan
 
 # New tensors are made for so many bytes of the old at a time: the dense model and this are all that is ever held.
@@ -166,5 +167,5 @@ def _remember_shape(module: Any) -> None:
         if module.groups > 1 and module.groups == module.out_channels:  # depthwise: a channel is a group
             module.groups = outputs
         module.out_channels, module.in_channels = outputs, inputs_per_group * module.groups
-    if hasattr(module, "nf"):  # transformers' Conv1D, a linear layer with its weight the other way round
+    if output_dim(module) == 1:  # transformers' Conv1D
         module.nx, module.nf = module.weight.shape

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from pyprune.core.layers import is_linear
 from pyprune.models.discovery.trace import Call, runs
 
 Spec = dict[str, Any]
@@ -142,7 +143,7 @@ def _head_dim(numbers: dict[str, int], width: int) -> str | None:
 
 def _tables(module: nn.Module, owner: str, heads: int) -> list[list[Any]]:
     """Parameters of an attention, beside its linear layers, of which one dimension has an entry for every head."""
-    linear = {path for path, inner in module.named_modules() if isinstance(inner, nn.Linear) or hasattr(inner, "nf")}
+    linear = {path for path, inner in module.named_modules() if is_linear(inner)}
     found = []
     for name, parameter in module.named_parameters():
         fitting = [dim for dim, size in enumerate(parameter.shape) if size == heads]

@@ -1,9 +1,10 @@
 """Gemma 3: decoders of text with a norm before and after each block; the text half of the multimodal models too."""
 
-from pyprune.models.attention import Attention
+from dataclasses import replace
+
 from pyprune.models.depth import Depth
+from pyprune.models.families.llama import GATED_FEED_FORWARD, GROUPED_ATTENTION
 from pyprune.models.family import Family, Stack
-from pyprune.models.feed_forward import FeedForward
 
 FAMILIES = (
     Family(
@@ -13,25 +14,9 @@ FAMILIES = (
                 layers="layers",
                 depth=Depth("num_hidden_layers"),
                 parts=(
-                    Attention(
-                        module="self_attn",
-                        query="self_attn.q_proj",
-                        key="self_attn.k_proj",
-                        value="self_attn.v_proj",
-                        output="self_attn.o_proj",
-                        queries_per_unit="num_key_value_groups",
-                        config_key="num_key_value_heads",
-                        queries_key="num_attention_heads",
-                        exit=None,  # the output passes a norm before it is added
-                    ),
-                    FeedForward(
-                        inner=("mlp.gate_proj", "mlp.up_proj"),
-                        output="mlp.down_proj",
-                        entry=("pre_feedforward_layernorm", "mlp"),
-                        exit=None,
-                        counts=("mlp.intermediate_size",),
-                        config_key="intermediate_size",
-                    ),
+                    # Outputs pass a norm before they are added.
+                    replace(GROUPED_ATTENTION, exit=None),
+                    replace(GATED_FEED_FORWARD, entry=("pre_feedforward_layernorm", "mlp"), exit=None),
                 ),
             ),
         ),

@@ -1,8 +1,8 @@
 """Mixtral: Mistral's layers with experts in place of the feed-forward layer."""
 
-from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.experts import ExpertNeurons, Experts
+from pyprune.models.families.llama import GROUPED_ATTENTION
 from pyprune.models.family import Family, Stack
 
 FAMILIES = (
@@ -13,16 +13,7 @@ FAMILIES = (
                 layers="layers",
                 depth=Depth("num_hidden_layers"),
                 parts=(
-                    Attention(
-                        module="self_attn",
-                        query="self_attn.q_proj",
-                        key="self_attn.k_proj",
-                        value="self_attn.v_proj",
-                        output="self_attn.o_proj",
-                        queries_per_unit="num_key_value_groups",
-                        config_key="num_key_value_heads",
-                        queries_key="num_attention_heads",
-                    ),
+                    GROUPED_ATTENTION,
                     Experts(
                         router="mlp.gate",
                         module="mlp.experts",

@@ -1,14 +1,14 @@
 """Qwen3 with experts: any of its layers may have a plain feed-forward layer instead."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.experts import ExpertNeurons, Experts
+from pyprune.models.families.llama import GATED_FEED_FORWARD, GROUPED_ATTENTION
 from pyprune.models.family import Family, Stack
-from pyprune.models.feed_forward import FeedForward
 
 
 def _routed(layer: nn.Module) -> bool:
@@ -31,16 +31,7 @@ FAMILIES = (
                 layers="layers",
                 depth=Depth("num_hidden_layers", indices=("mlp_only_layers",), refuses=_sparse_by_number),
                 parts=(
-                    Attention(
-                        module="self_attn",
-                        query="self_attn.q_proj",
-                        key="self_attn.k_proj",
-                        value="self_attn.v_proj",
-                        output="self_attn.o_proj",
-                        queries_per_unit="num_key_value_groups",
-                        config_key="num_key_value_heads",
-                        queries_key="num_attention_heads",
-                    ),
+                    GROUPED_ATTENTION,
                     Experts(
                         router="mlp.gate",
                         module="mlp.experts",
@@ -58,14 +49,7 @@ FAMILIES = (
                         config_key="moe_intermediate_size",
                         when=_routed,
                     ),
-                    FeedForward(
-                        inner=("mlp.gate_proj", "mlp.up_proj"),
-                        output="mlp.down_proj",
-                        entry=("post_attention_layernorm", "mlp"),
-                        counts=("mlp.intermediate_size",),
-                        config_key="intermediate_size",
-                        when=_plain,
-                    ),
+                    replace(GATED_FEED_FORWARD, when=_plain),
                 ),
             ),
         ),
