@@ -20,7 +20,7 @@ from torch import nn
 
 from pyprune import ops
 from pyprune.calibration import calibration_data, most_tokens
-from pyprune.core.anatomy import MODEL_AXES, Anatomy
+from pyprune.core.anatomy import ASKED_AXES, Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
@@ -136,7 +136,7 @@ def score(
 ) -> Scores:
     """What every prunable unit of `model` is worth; no labels are needed.
 
-    Units of the axes `layers` and `hidden` are scored if `axes` names them, by criteria that read weights alone.
+    Units of `core.anatomy.ASKED_AXES` are scored if `axes` names them, by criteria that read weights alone.
     `settings` go to the recipe (with `recipe="kwon"`: `criterion="magnitude"`, `cotangent="labels"`, `draws=4`,
     `tokens="mean"`, ...). Raises InputError for models and data that cannot be used, NumericsError for NaN or Inf.
     """
@@ -168,11 +168,10 @@ def plan(
 
     FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. `floor` units stay in every
     group (or in those that it names), blocks that a pattern of `keep` fits stay whole (`"encoder.layer.0.*"`), and
-    only `axes` lose units (default: all that belong to blocks; `layers` and `hidden`, whole layers and the hidden
-    width, have to be named, here and in `score`). With `multiple_of=64` every width is a multiple of 64 channels, or
-    dense.
-    With `deploy="uniform"` all layers of a stack get one shape that the family's own config can say, so that the
-    checkpoint loads without pyprune; groups whose width it cannot say stay whole.
+    only `axes` lose units (default: heads, neurons and their like; `qk_dims` and `vo_dims`, dimensions of heads,
+    `layers` and the width `hidden` have to be named, here and in `score`). With `multiple_of=64` every width is a
+    multiple of 64 channels, or dense. With `deploy="uniform"` all layers of a stack get one shape that the family's own
+    config can say, so that the checkpoint loads without pyprune; groups whose width it cannot say stay whole.
     Raises BudgetError for budgets that are malformed or infeasible, InputError for patterns and axes that fit nothing.
     """
     anatomy = adapter_for(model).anatomy(model, axes)
@@ -186,7 +185,7 @@ def _planned(
     chosen: Recipe, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, least: Any, **bounds: Any
 ) -> Plan:
     """The recipe's plan; with axes that belong to no block, its best over their numbers of units."""
-    if not _beyond_blocks(group.axis for group in anatomy.groups):
+    if not _asked(group.axis for group in anatomy.groups):
         return chosen.plan(scores, anatomy, budget, length, floor=least, **bounds)
 
     def find(remaining: Anatomy, absolute: Budget, floor: dict[str, int]) -> Plan:
@@ -195,14 +194,14 @@ def _planned(
     return search_jointly(scores, anatomy, budget, length, least, find, bounds["multiple_of"])
 
 
-def _beyond_blocks(axes: Iterable[str] | None) -> list[str]:
-    """Those of `axes` that belong to no block."""
-    return [axis for axis in dict.fromkeys(axes or ()) if axis in MODEL_AXES]
+def _asked(axes: Iterable[str] | None) -> list[str]:
+    """Those of `axes` that an anatomy has to be asked for."""
+    return [axis for axis in dict.fromkeys(axes or ()) if axis in ASKED_AXES]
 
 
 def _check_tuning(chosen: Recipe, axes: Iterable[str]) -> None:
     """Raise InputError for tuning that compares blocks which a plan with these axes leaves out or narrows."""
-    beyond = _beyond_blocks(axes)
+    beyond = _asked(axes)
     if beyond and chosen.tuning != "none":
         raise InputError(f'tuning={chosen.tuning!r}: not possible for the axis {beyond[0]}; give tuning="none"')
 
@@ -407,13 +406,13 @@ def prune(
         given.check(anatomy)
     else:
         least = _floors(dense, anatomy, floor, keep, axes, multiple_of, deploy)
-        if not _beyond_blocks(axes):
+        if not _asked(axes):
             check_feasible(parsed, anatomy, counted, least)
 
     partial = None
     if out is not None and not dry_run:
         what = {"model": fingerprint(dense), "data": data_fingerprint(calibration), "seed": seed}
-        what |= dict.fromkeys(_beyond_blocks(axes), True)  # they have scores of their own
+        what |= dict.fromkeys(_asked(axes), True)  # they have scores of their own
         partial = Partial(out, what | _scoring_settings(chosen), resume)
 
     scores = None

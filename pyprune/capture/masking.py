@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Anatomy, Block, HiddenGroup
+from pyprune.core.anatomy import Anatomy, Block, Cut, HiddenGroup
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 
@@ -122,6 +122,24 @@ def _mask_tensor(stack: ExitStack, model: nn.Module, block: Block, mask: torch.T
     _replace(stack, model.get_submodule(path), name, multiplied)
 
 
+def _mask_weights(stack: ExitStack, model: nn.Module, block: Block, mask: torch.Tensor) -> None:
+    if block.norms and not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(f"mask of {block.units.name}: every unit must be 0 or 1, since norms count them")
+    for cut in block.masked:
+        path, _, name = cut.tensor.rpartition(".")
+
+        def multiplied(tensor: torch.Tensor, cut: Cut = cut) -> torch.Tensor:
+            factors = torch.ones(tensor.shape[cut.dim], dtype=mask.dtype)
+            factors[cut.positions(torch.arange(len(mask)))] = mask.cpu()[:, None]
+            return tensor * factors.to(tensor).view(-1, *[1] * (tensor.dim() - cut.dim - 1))
+
+        _replace(stack, model.get_submodule(path), name, multiplied)
+    for cut in block.norms:
+        norm = model.get_submodule(cut.module)
+        kept = cut.positions(mask.cpu().nonzero()[:, 0]).flatten().sort().values
+        stack.enter_context(forward_replaced(norm, _norm_of(norm, kept)))
+
+
 def _mask_router(stack: ExitStack, model: nn.Module, block: Block, mask: torch.Tensor) -> None:
     router = model.get_submodule(block.projection)
     kept = mask.nonzero()[:, 0]
@@ -166,7 +184,14 @@ def _replace(stack: ExitStack, module: nn.Module, name: str, change: Callable[[t
             module._parameters[name] = own.pop()
 
     stack.callback(module.register_forward_pre_hook(put).remove)
-    stack.callback(module.register_forward_hook(put_back, always_call=True).remove)
+    # Before those that are there already: of several changes to one parameter the last is undone first.
+    stack.callback(module.register_forward_hook(put_back, always_call=True, prepend=True).remove)
 
 
-_SITES = {"projection": _mask_input, "convolution": _mask_input, "router": _mask_router, "tensor": _mask_tensor}
+_SITES = {
+    "projection": _mask_input,
+    "convolution": _mask_input,
+    "router": _mask_router,
+    "tensor": _mask_tensor,
+    "weights": _mask_weights,
+}

@@ -18,11 +18,15 @@ from torch import nn
 
 from pyprune.core.errors import InputError
 
-Axis = Literal["heads", "kv_groups", "neurons", "experts", "channels", "layers", "hidden"]
-Site = Literal["projection", "convolution", "router", "tensor"]
+Axis = Literal["heads", "kv_groups", "qk_dims", "vo_dims", "neurons", "experts", "channels", "layers", "hidden"]
+Site = Literal["projection", "convolution", "router", "tensor", "weights"]
 
-# Axes whose groups belong to no block; an anatomy has them only if they are asked for.
+# The dimensions of a head: those in which queries meet keys, and those of values.
+HEAD_DIM_AXES = ("qk_dims", "vo_dims")
+# Axes whose groups belong to no block.
 MODEL_AXES = ("layers", "hidden")
+# An anatomy has the groups of these only if they are asked for.
+ASKED_AXES = (*HEAD_DIM_AXES, *MODEL_AXES)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,10 @@ class UnitCost:
     - `extra_tokens`: tokens that join those of the text in one sequence, such as an image's;
     - `shared`: `(group, weights, tokens)` for weights that lie between this unit and those of another group, as in a
       convolution whose inputs and outputs are both cut. Half of them are among `params`, and are named here; as units
-      of that group go, so do they. Only `Anatomy` counts this too.
+      of that group go, so do they. Only `Anatomy` counts this too;
+    - `within`: the group whose units' costs hold the cost of this one already, as a head's hold that of its dimensions.
+      `params`, `attention` and so on are then what one unit takes from them while they all stay. Only `Anatomy` counts
+      it so.
     """
 
     params: float
@@ -113,6 +120,7 @@ class UnitCost:
     experts: str = ""
     chosen: int = 0
     shared: tuple[tuple[str, float, float | None], ...] = ()
+    within: str = ""
 
     def flops(self, length: float, width: float = 1.0) -> float:
         """FLOPs per sequence of `length` tokens (a mean length may be fractional).
@@ -176,6 +184,11 @@ class Block:
       router had no row for it; the output of any other is multiplied by its mask.
     - `tensor`: `projection` is a tensor that holds the projections of all experts, whose entries of a unit are
       multiplied by its mask.
+
+    Dimensions of heads lie across all of them:
+
+    - `weights`: the entries of `masked` that belong to a unit are multiplied by its mask, and the `norms` over these
+      dimensions take the others alone. `projection` is the output projection of the heads.
     """
 
     layer_path: str
@@ -184,6 +197,8 @@ class Block:
     exit: tuple[str, ...] | None
     units: UnitGroup
     site: Site = "projection"
+    masked: tuple[Cut, ...] = ()
+    norms: tuple[Cut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -253,14 +268,17 @@ class Anatomy:
         kept = self._sizes if kept is None else kept
         width = self._width_left(kept)
         gone = sum(2.0 * (tokens or length) * weights for weights, tokens in self._shared_gone(kept))
-        units = (g.cost.flops(length, width) * kept[g.name] * self._experts_left(g.cost, kept)[0] for g in self.groups)
+        units = (
+            g.cost.flops(length, width) * self._counted(g, kept) * self._experts_left(g.cost, kept)[0]
+            for g in self.groups
+        )
         return sum(units) - gone
 
     def params(self, kept: Mapping[str, int] | None = None) -> int:
         """Weights of the prunable blocks with `kept[name]` units a group (default: all); biases not counted."""
         kept = self._sizes if kept is None else kept
         gone = sum(weights for weights, _ in self._shared_gone(kept))
-        units = sum(g.cost.params * kept[g.name] * self._experts_left(g.cost, kept)[1] for g in self.groups)
+        units = sum(g.cost.params * self._counted(g, kept) * self._experts_left(g.cost, kept)[1] for g in self.groups)
         return round(units * self._width_left(kept) - gone)
 
     def need_blocks(self, purpose: str) -> None:
@@ -278,6 +296,8 @@ class Anatomy:
                 why = "its channels end in a convolution"
                 if block.site != "convolution":
                     why = "routed experts have no output projections of their own"
+                if block.site == "weights":
+                    why = "its units are no channels of a projection"
                 raise InputError(
                     f"{purpose}: not possible for {block.units.name}, since {why}; "
                     'use criterion="magnitude" and tuning="none"'
@@ -286,6 +306,13 @@ class Anatomy:
     @property
     def _sizes(self) -> dict[str, int]:
         return {group.name: group.size for group in self.groups}
+
+    def _counted(self, group: UnitGroup, kept: Mapping[str, int]) -> float:
+        """Units of `group` whose cost is to be added; less than none of those that other units' costs hold already."""
+        if not group.cost.within:
+            return kept[group.name]
+        holding = group.cost.within
+        return (kept[group.name] - group.size) * kept[holding] / max(self._sizes[holding], 1)
 
     def _width_left(self, kept: Mapping[str, int]) -> float:
         """Share of the hidden width that is left."""
@@ -311,7 +338,7 @@ class Adapter(Protocol):
     def anatomy(self, model: nn.Module, axes: Sequence[str] | None = None) -> Anatomy:
         """Blocks and unit groups of `model` as it stands now (a pruned model included).
 
-        Groups of `MODEL_AXES` are there for those that `axes` names; InputError for an axis that `model` lacks.
+        Groups of `ASKED_AXES` are there for those that `axes` names; InputError for an axis that `model` lacks.
         """
         ...
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import MODEL_AXES, Anatomy
+from pyprune.core.anatomy import ASKED_AXES, Anatomy
 from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.storage import read_json, write_json
 
@@ -44,9 +44,9 @@ class Plan:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Those axes of its groups that belong to no block, which an anatomy has to be asked for."""
+        """Those axes of its groups that an anatomy has to be asked for."""
         last = {name.rpartition(".")[2] for name in self.sizes}
-        return tuple(axis for axis in MODEL_AXES if axis in last)
+        return tuple(axis for axis in ASKED_AXES if axis in last)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -86,7 +86,7 @@ class Plan:
             kept = self.counts[g.name]
             gone = g.size - kept
             saved = gone * g.cost.flops(self.length), gone * g.cost.params
-            if g.axis in MODEL_AXES:  # without a cost of its own: what it takes from a model that keeps all else
+            if g.axis in ASKED_AXES:  # without a cost of its own: what it takes from a model that keeps all else
                 alone = anatomy.counts(
                     {o.name: torch.arange(o.size) for o in anatomy.groups} | {g.name: self.kept[g.name]}
                 )

@@ -105,7 +105,7 @@ class TransformersAdapter:
     def anatomy(self, model: nn.Module, axes: Sequence[str] | None = None) -> Anatomy:
         """Blocks and unit groups of `model` as it stands now, a pruned model included.
 
-        `model` is the bare model or any of its task models. Groups of `core.anatomy.MODEL_AXES` are there for those
+        `model` is the bare model or any of its task models. Groups of `core.anatomy.ASKED_AXES` are there for those
         that `axes` names. InputError when its config asks for something that cannot be pruned exactly, when its modules
         are not those of the family, and for an axis that the model does not have.
         """
@@ -114,6 +114,8 @@ class TransformersAdapter:
         stack = ""
         for member in members(model):
             for place, part in member.parts():
+                if part.asked and part.asked not in (axes or ()):
+                    continue
                 if blocks and place.stack != stack:  # what lies between two stacks belongs to neither
                     blocks[-1] = replace(blocks[-1], exit=None)
                 stack = place.stack
@@ -131,7 +133,7 @@ class TransformersAdapter:
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:
         """Bring derived attributes, emptied blocks and the config in line after the weights were cut."""
         for group in anatomy.groups:
-            for attribute in group.attributes:
+            for attribute in group.attributes if len(kept[group.name]) < group.size else ():
                 module = model.get_submodule(attribute.module)
                 remember_(module, attribute.name, attribute.value(len(kept[group.name])))
         before = {group.name: group for group in anatomy.groups}
@@ -139,12 +141,15 @@ class TransformersAdapter:
         for member in members(model):
             for place, part in member.parts():
                 group = part.block(place).units
+                if group.name not in before:
+                    continue
                 if group.size < before[group.name].size:
                     part.cut(place, kept[group.name])
                 if group.size == 0:
                     part.emptied(place)
         for record in records(model):
-            groups = [replace(before[group.name], config_key=group.config_key) for group in record.groups]
+            noted = [group for group in record.groups if group.name in before]
+            groups = [replace(before[group.name], config_key=group.config_key) for group in noted]
             if anatomy.hidden and not record.prefix:
                 groups.append(anatomy.hidden.units)
             for config in record.configs:
@@ -162,6 +167,7 @@ class TransformersAdapter:
 def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
     """`anatomy` with the groups of those `axes` that belong to no block; InputError when the model lacks one."""
     known = {group.axis for group in anatomy.groups}
+    known |= {part.asked for member in members(model) for _, part in member.parts() if part.asked}
     layer_groups: list[LayerGroup] = []
     for member, depth, places in _deep_stacks(model):
         known.add("layers")

@@ -65,16 +65,16 @@ class Attention(Part):
     def block(self, place: Place) -> Block:
         """The block of the layer at `place`."""
         module = place.layer.get_submodule(self.module)
-        head_dim, repeats = getattr(module, self.head_dim), self._queries_per_unit(module)
-        size, width = self._size(place, head_dim, repeats), repeats * head_dim
+        (qk, vo), repeats = self.head_sizes(module), self.queries_per_unit_of(module)
+        size, width = self._size(place, qk, vo, repeats), repeats * vo
         axis = "heads" if repeats == 1 else "kv_groups"
-        reading = self._reading(place, size, head_dim, width)
+        reading = self._reading(place, size, qk, vo, repeats)
         output = place.inputs(self.output, width)
         tables = tuple(Cut(f"{place.path}.{tensor}", dim, repeats) for tensor, dim in self.tables)
         path = f"{place.path}.{self.module}"
         attributes = (
             *(Attribute(path, name, repeats) for name in self.counts),
-            *(Attribute(path, name, width) for name in self.widths),
+            *(Attribute(path, name, repeats * getattr(module, self.head_dim)) for name in self.widths),
             *(Attribute(path, name) for name in self.unit_counts),
             *(Attribute(path, f"config.{name}", repeats) for name in self.config_counts),
         )
@@ -88,7 +88,7 @@ class Attention(Part):
             cuts=(*reading, *output, *tables),
             cost=UnitCost(
                 params=params,
-                attention=2 * width,
+                attention=repeats * (qk + vo),
                 key_params=place.unit_params(reading[len(reading) // 3 :]) if self.cross or self.reduced_keys else 0,
                 keys=place.source_tokens if self.cross else place.keys,
                 **place.token_counts(padded=True),
@@ -108,7 +108,7 @@ class Attention(Part):
         size = self.block(place).units.size
         if not key:
             return {}
-        queries = {self.queries_key: size * self._queries_per_unit(module)} if self.queries_key else {}
+        queries = {self.queries_key: size * self.queries_per_unit_of(module)} if self.queries_key else {}
         return {key: size, **queries, "head_dim": getattr(module, self.head_dim)}
 
     def emptied(self, place: Place) -> None:
@@ -118,28 +118,34 @@ class Attention(Part):
         projection = self.output.removeprefix(f"{self.module}.") if inside else None
         self.empty_(place.layer.get_submodule(self.module), projection)
 
-    def _queries_per_unit(self, module: nn.Module) -> int:
+    def head_sizes(self, module: nn.Module) -> tuple[int, int]:
+        """Dimensions of a query or key head, and of a value head (see `head_dims.HeadDims`)."""
+        size = getattr(module, self.head_dim)
+        return getattr(module, "qk_dim", size), getattr(module, "vo_dim", size)
+
+    def queries_per_unit_of(self, module: nn.Module) -> int:
+        """Query heads that read one key/value head."""
         return getattr(module, self.queries_per_unit) if self.queries_per_unit else 1
 
-    def _size(self, place: Place, head_dim: int, repeats: int) -> int:
+    def _size(self, place: Place, qk: int, vo: int, repeats: int) -> int:
         outputs, _ = matrix(place.layer.get_submodule(self.fused or self.key)).shape
         if not self.fused:
-            return outputs // head_dim
-        return outputs // (head_dim * (2 if self.query else repeats + 2))
+            return outputs // qk
+        return outputs // (qk + vo + (0 if self.query else repeats * qk))
 
-    def _reading(self, place: Place, size: int, head_dim: int, width: int) -> tuple[Cut, ...]:
+    def _reading(self, place: Place, size: int, qk: int, vo: int, repeats: int) -> tuple[Cut, ...]:
         """Cuts of queries, keys and values, in this order."""
         if not self.fused:
             return (
-                *place.outputs(self.query, width),
-                *place.outputs(self.key, head_dim),
-                *place.outputs(self.value, head_dim),
+                *place.outputs(self.query, repeats * qk),
+                *place.outputs(self.key, qk),
+                *place.outputs(self.value, vo),
             )
         if self.interleaved:
-            return place.outputs(self.fused, width + 2 * head_dim)
-        keys = 0 if self.query else size * width
+            return place.outputs(self.fused, (repeats + 1) * qk + vo)
+        keys = 0 if self.query else size * repeats * qk
         return (
-            *place.outputs(self.query or self.fused, width),
-            *place.outputs(self.fused, head_dim, offset=keys),
-            *place.outputs(self.fused, head_dim, offset=keys + size * head_dim),
+            *place.outputs(self.query or self.fused, repeats * qk),
+            *place.outputs(self.fused, qk, offset=keys),
+            *place.outputs(self.fused, vo, offset=keys + size * qk),
         )

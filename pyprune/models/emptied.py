@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pyprune.core.layers import output_dim
+from pyprune.models.narrow import widen_
 
 
 def empty_attention_(attention: nn.Module, projection: str | None) -> None:
@@ -18,6 +19,7 @@ def empty_attention_(attention: nn.Module, projection: str | None) -> None:
     `projection` names the output projection when it is part of `attention`, else the family applies it outside.
     """
     if not isinstance(attention, EmptyAttention):
+        widen_(attention)
         attention.__class__ = _subclass(EmptyAttention, type(attention), projection)
 
 

@@ -24,11 +24,13 @@ Figure = Callable[[Any, tuple[int, ...]], float | None]
 class Part:
     """The table of one part of a layer, such as `Attention` and `FeedForward`.
 
-    `config_key` is the attribute of the config that counts the part's units layer by layer, or empty. `when` tells the
-    layers that have the part; None: all.
+    `config_key` is the attribute of the config that counts the part's units layer by layer, or empty. `asked` names the
+    axis that an anatomy must be asked for to have the part; empty where it always has it. `when` tells the layers that
+    have the part; None: all.
     """
 
     config_key: str = ""
+    asked: str = ""
     when: Callable[[nn.Module], bool] | None = None
 
     def block(self, place: Place) -> Block:

@@ -62,7 +62,7 @@ def _check(model: Any, anatomy: Anatomy, width: int) -> None:
     alike = [name for name in ("vocab_size", "num_labels") if getattr(config, name, None) == width]
     if alike or width in head_sizes:
         raise _refused(model, f"{alike[0] if alike else 'the size of a head'} is the hidden width too")
-    if any(block.site != "projection" for block in anatomy.blocks):
+    if any(block.site not in ("projection", "weights") for block in anatomy.blocks):
         raise _refused(model, "it has routed experts")
     source = any("cross" in block.units.name for block in anatomy.blocks)
     if source and not getattr(config, "is_encoder_decoder", False):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import MODEL_AXES, Anatomy, Block, Cut, UnitCost, UnitGroup
+from pyprune.core.anatomy import ASKED_AXES, Anatomy, Block, Cut, UnitCost, UnitGroup
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 from pyprune.slicing.check import max_difference
@@ -36,7 +36,7 @@ class SequentialAdapter:
 
     def anatomy(self, model: Any, axes: Sequence[str] | None = None) -> Anatomy:
         """Groups between a convolution or linear layer and the next, of which every unit is free."""
-        if unknown := [axis for axis in axes or () if axis in MODEL_AXES]:
+        if unknown := [axis for axis in axes or () if axis in ASKED_AXES]:
             raise InputError(f"axis {unknown[0]!r}: a Sequential has channels and neurons")
         leaves = dict(_leaves(model))
         blocks = [block for path in leaves if (block := _block(leaves, path, model.positions)) is not None]

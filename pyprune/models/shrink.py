@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from pyprune.models.adapter import TransformersAdapter, records
+from pyprune.core.anatomy import HEAD_DIM_AXES
+from pyprune.models.adapter import Record, TransformersAdapter, records
 from pyprune.models.hidden import HIDDEN, hidden_group
 from pyprune.models.registry import family_of
 from pyprune.models.widths import PRUNED_GROUPS, is_pruned, read_widths
@@ -31,14 +33,27 @@ def shrink_(model: Any) -> bool:
     if not noted:
         return False
     adapter = TransformersAdapter()
-    anatomy = adapter.anatomy(model)
+    anatomy = adapter.anatomy(model, _head_dim_axes(noted))
     if HIDDEN in (vars(model.config).get(PRUNED_GROUPS) or {}):
         # The base model inside a task model was cut when it was complete: here it is the rest that has the full width.
         anatomy = replace(anatomy, hidden=hidden_group(model, anatomy, model.config.hidden_size))
     wanted = {group.name: group.size for group in anatomy.groups}
     for (config, *_), prefix, family, groups in noted:
+        groups = [group for group in groups if group.name in wanted]
         if is_pruned(config, family):
             wide = [anatomy.hidden.units] if anatomy.hidden and not prefix else []
             wanted |= read_widths(config, family, prefix, [*groups, *wide])
     cut_(model, adapter, anatomy, {name: torch.arange(size, device="cpu") for name, size in wanted.items()})
     return True
+
+
+def _head_dim_axes(noted: Sequence[Record]) -> tuple[str, ...]:
+    """The axes of head dimensions that the configs name and the model has."""
+    named = {name.rpartition(".")[2] for record in noted for name in _named(record.configs[0])}
+    there = {group.axis for record in noted for group in record.groups}
+    return tuple(axis for axis in HEAD_DIM_AXES if axis in named & there)
+
+
+def _named(config: Any) -> list[str]:
+    named = vars(config).get(PRUNED_GROUPS)
+    return [name for name in named if isinstance(name, str)] if isinstance(named, dict) else []

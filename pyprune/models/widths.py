@@ -45,7 +45,7 @@ def read_widths(config: Any, family: Family, prefix: str, groups: Sequence[UnitG
         if group.config_key and layers is not None:
             entry = getattr(layers[group.layer], group.config_key)
             size = group.size if entry is None else entry
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= group.size:
+        if not isinstance(size, int) or isinstance(size, bool) or not group.least <= size <= group.size:
             where = "per_layer_config" if group.config_key else PRUNED_GROUPS
             raise MismatchError(f"{where}: {group.name} has {group.size} units in the model, not {size}")
         sizes[group.name] = size

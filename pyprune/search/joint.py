@@ -1,8 +1,12 @@
-"""Plans that also leave out layers or narrow the hidden width, whose units cost what everything else leaves of them.
+"""Plans that also leave out layers, or narrow the hidden width or the heads: what units cost depends on other units.
 
-These axes multiply with all others, so that no unit has a price of its own. Instead their numbers of kept units are
-tried, best units first: for each combination the blocks that remain are searched under the budget, and the combination
-of the highest total score wins. Widths are tried in steps of 1/32, or one by one where nothing else may be cut.
+Layers and the hidden width multiply with all other axes, so that no unit has a price of its own. Instead their numbers
+of kept units are tried, best units first: for each combination the blocks that remain are searched under the budget,
+and the combination of the highest total score wins. Widths are tried in steps of 1/32, or one by one where nothing else
+may be cut.
+
+Dimensions of heads are searched at the price that they have while all heads stay. That counts twice what lies in a head
+and a dimension that both go, so the budget for this search is tightened until the plan keeps the given one.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from pyprune.core.scores import Scores
 
 # How finely the hidden width is tried beside other axes.
 _STEPS = 32
+# How often the range of a tightened budget is halved: to one part in 16 million.
+_HALVINGS = 24
 # A share of 1 must keep everything: sums of the same floats in another order differ in the last bits.
 _ROUNDING = 1 + 1e-12
 
@@ -58,7 +64,7 @@ def search_jointly(
             remaining = _remaining(anatomy, kept)
             floors = {g.name: least[g.name] for g in remaining.groups}
             try:
-                blocks = find(remaining, absolute, floors)
+                blocks = _find_at_prices(find, remaining, absolute, floors, length)
             except BudgetError:
                 continue
             plan.kept |= blocks.kept
@@ -76,6 +82,37 @@ def search_jointly(
         )
     chosen.meta |= {"budget": budget.to_dict()}
     return chosen
+
+
+def _find_at_prices(find: Find, anatomy: Anatomy, budget: Budget, least: dict[str, int], length: float) -> Plan:
+    """The plan that `find` gives for prices of their own, under the widest budget for which it keeps `budget`."""
+    if not any(block.units.cost.within for block in anatomy.blocks):
+        return find(anatomy, budget, least)
+    apart = replace(anatomy, blocks=tuple(_apart(block) for block in anatomy.blocks))
+    whole = {"flops": apart.flops(length), "params": float(apart.params())}
+    found, low, high = None, 0.0, 1.0
+    share = 1.0
+    for _ in range(_HALVINGS):
+        limits = tuple(Limit(limit.resource, share * whole[limit.resource], False) for limit in budget.limits)
+        try:
+            plan = find(apart, Budget(limits), least)
+        except BudgetError:
+            low = share
+        else:
+            if all(plan.cost(anatomy, limit.resource) <= limit.amount for limit in budget.limits):
+                found, low = plan, share
+            else:
+                high = share
+        if low == 1.0:
+            break
+        share = (low + high) / 2
+    if found is None:
+        raise BudgetError("the floors alone exceed the budget")  # search_jointly says which budget
+    return found
+
+
+def _apart(block: Block) -> Block:
+    return replace(block, units=replace(block.units, cost=replace(block.units.cost, within="")))
 
 
 def _ranked(group: UnitGroup, scores: Scores) -> torch.Tensor:

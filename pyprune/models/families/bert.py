@@ -4,6 +4,7 @@ from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.head_dims import head_dims
 
 _SELF = Attention(
     module="attention.self",
@@ -39,10 +40,17 @@ _FEED_FORWARD = FeedForward(
     exit=("output.LayerNorm",),
     config_key="intermediate_size",
 )
+_PARTS = (_SELF, *head_dims(_SELF), _CROSS, _FEED_FORWARD)
 
 FAMILIES = (
     Family(
         model_types=("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra", "ernie"),
-        stacks=(Stack(layers="encoder.layer", parts=(_SELF, _CROSS, _FEED_FORWARD), depth=Depth("num_hidden_layers")),),
+        stacks=(
+            Stack(
+                layers="encoder.layer",
+                parts=_PARTS,
+                depth=Depth("num_hidden_layers"),
+            ),
+        ),
     ),
 )

@@ -4,18 +4,21 @@ from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.head_dims import head_dims
 from pyprune.models.images import patches
 
 # Heads have no key: the configs insist on a hidden size that is a multiple of their number, layer by layer as well.
+_ATTENTION = Attention(
+    module="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.out_proj",
+    counts=("num_heads",),
+)
 _LAYER = (
-    Attention(
-        module="self_attn",
-        query="self_attn.q_proj",
-        key="self_attn.k_proj",
-        value="self_attn.v_proj",
-        output="self_attn.out_proj",
-        counts=("num_heads",),
-    ),
+    _ATTENTION,
+    *head_dims(_ATTENTION),
     FeedForward(
         inner=("mlp.fc1",),
         output="mlp.fc2",

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pyprune.models.depth import Depth
-from pyprune.models.families.llama import GATED_FEED_FORWARD, GROUPED_ATTENTION
+from pyprune.models.families.llama import GATED_FEED_FORWARD, GROUPED_ATTENTION, HEAD_DIMS
 from pyprune.models.family import Family, Stack
 
 FAMILIES = (
@@ -16,6 +16,7 @@ FAMILIES = (
                 parts=(
                     # Outputs pass a norm before they are added.
                     replace(GROUPED_ATTENTION, exit=None),
+                    *HEAD_DIMS,
                     replace(GATED_FEED_FORWARD, entry=("pre_feedforward_layernorm", "mlp"), exit=None),
                 ),
             ),

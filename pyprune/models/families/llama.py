@@ -4,6 +4,7 @@ from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.head_dims import head_dims
 
 # Families with the same layers in other surroundings take these tables too.
 GROUPED_ATTENTION = Attention(
@@ -16,6 +17,7 @@ GROUPED_ATTENTION = Attention(
     config_key="num_key_value_heads",
     queries_key="num_attention_heads",
 )
+HEAD_DIMS = head_dims(GROUPED_ATTENTION, rotary=True)
 GATED_FEED_FORWARD = FeedForward(
     inner=("mlp.gate_proj", "mlp.up_proj"),
     output="mlp.down_proj",
@@ -31,7 +33,7 @@ FAMILIES = (
             Stack(
                 layers="layers",
                 depth=Depth("num_hidden_layers", lists=("layer_types", "no_rope_layers")),
-                parts=(GROUPED_ATTENTION, GATED_FEED_FORWARD),
+                parts=(GROUPED_ATTENTION, *HEAD_DIMS, GATED_FEED_FORWARD),
             ),
         ),
     ),

@@ -2,7 +2,7 @@
 
 from pyprune.models.depth import Depth
 from pyprune.models.experts import ExpertNeurons, Experts
-from pyprune.models.families.llama import GROUPED_ATTENTION
+from pyprune.models.families.llama import GROUPED_ATTENTION, HEAD_DIMS
 from pyprune.models.family import Family, Stack
 
 FAMILIES = (
@@ -14,6 +14,7 @@ FAMILIES = (
                 depth=Depth("num_hidden_layers"),
                 parts=(
                     GROUPED_ATTENTION,
+                    *HEAD_DIMS,
                     Experts(
                         router="mlp.gate",
                         module="mlp.experts",

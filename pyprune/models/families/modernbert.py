@@ -4,7 +4,26 @@ from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.head_dims import head_dims
 
+_ENCODING = Attention(
+    module="attn",
+    fused="attn.Wqkv",
+    output="attn.Wo",
+    config_key="num_attention_heads",
+    derives_head_dim=True,
+)
+_DECODING = Attention(
+    module="attn",
+    query="attn.q_proj",
+    key="attn.k_proj",
+    value="attn.v_proj",
+    output="attn.Wo",
+    counts=("num_heads",),
+    widths=("all_head_size",),
+    config_key="num_attention_heads",
+    derives_head_dim=True,
+)
 _FEED_FORWARD = FeedForward(
     inner=("mlp.Wi",),
     output="mlp.Wo",
@@ -23,13 +42,8 @@ FAMILIES = (
                 layers="layers",
                 depth=_DEPTH,
                 parts=(
-                    Attention(
-                        module="attn",
-                        fused="attn.Wqkv",
-                        output="attn.Wo",
-                        config_key="num_attention_heads",
-                        derives_head_dim=True,
-                    ),
+                    _ENCODING,
+                    *head_dims(_ENCODING, rotary=True),
                     _FEED_FORWARD,
                 ),
             ),
@@ -42,17 +56,8 @@ FAMILIES = (
                 layers="layers",
                 depth=_DEPTH,
                 parts=(
-                    Attention(
-                        module="attn",
-                        query="attn.q_proj",
-                        key="attn.k_proj",
-                        value="attn.v_proj",
-                        output="attn.Wo",
-                        counts=("num_heads",),
-                        widths=("all_head_size",),
-                        config_key="num_attention_heads",
-                        derives_head_dim=True,
-                    ),
+                    _DECODING,
+                    *head_dims(_DECODING, rotary=True),
                     _FEED_FORWARD,
                 ),
             ),

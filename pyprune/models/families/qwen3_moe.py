@@ -7,7 +7,7 @@ from torch import nn
 
 from pyprune.models.depth import Depth
 from pyprune.models.experts import ExpertNeurons, Experts
-from pyprune.models.families.llama import GATED_FEED_FORWARD, GROUPED_ATTENTION
+from pyprune.models.families.llama import GATED_FEED_FORWARD, GROUPED_ATTENTION, HEAD_DIMS
 from pyprune.models.family import Family, Stack
 
 
@@ -32,6 +32,7 @@ FAMILIES = (
                 depth=Depth("num_hidden_layers", indices=("mlp_only_layers",), refuses=_sparse_by_number),
                 parts=(
                     GROUPED_ATTENTION,
+                    *HEAD_DIMS,
                     Experts(
                         router="mlp.gate",
                         module="mlp.experts",

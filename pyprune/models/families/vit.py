@@ -1,6 +1,7 @@
 """ViT and its relatives: pre-norm encoders of image patches, whose number the image's size fixes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -8,6 +9,7 @@ from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.head_dims import head_dims
 from pyprune.models.images import patches
 
 _SPLIT = {
@@ -17,8 +19,10 @@ _SPLIT = {
     "value": "attention.v_proj",
     "output": "attention.o_proj",
 }
+_ATTENTION = Attention(**_SPLIT, counts=("num_attention_heads",), config_key="num_attention_heads")
 _PARTS = (
-    Attention(**_SPLIT, counts=("num_attention_heads",), config_key="num_attention_heads"),
+    _ATTENTION,
+    *head_dims(_ATTENTION),
     FeedForward(inner=("mlp.fc1",), output="mlp.fc2", entry=("layernorm_after", "mlp"), config_key="intermediate_size"),
 )
 
@@ -30,14 +34,10 @@ def _has(name: str) -> Callable[[nn.Module], bool]:
 
 # DINOv2 scales what it adds to the residual stream, so its blocks are not replayed one by one. Its config knows a ratio
 # in place of a number of neurons. In transformers 5.17 other modules hold the weights.
+_SCALED_ATTENTION = replace(_ATTENTION, exit=None, when=_has("attention.q_proj"))
 _SCALED = (
-    Attention(
-        **_SPLIT,
-        counts=("num_attention_heads",),
-        config_key="num_attention_heads",
-        exit=None,
-        when=_has("attention.q_proj"),
-    ),
+    _SCALED_ATTENTION,
+    *head_dims(_SCALED_ATTENTION),
     Attention(
         module="attention.attention",
         query="attention.attention.query",
