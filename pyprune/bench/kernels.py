@@ -119,7 +119,7 @@ def measure_case(
     rounds = repeats or _rounds(functions, inputs, device)
     timings = interleave(functions, repeats=rounds, warmup=1 if tiny else 3, inputs=inputs, device=device)
     yardsticks = frozenset(case.yardsticks.keys() & functions.keys())
-    limits = ceilings(device, case.dtype, tiny)
+    limits = ceilings(device, case.dtype, tiny=tiny)
     return Measured(op.name, case.shape, case.dtype, candidate.backend, moved, work, limits, timings, yardsticks)
 
 

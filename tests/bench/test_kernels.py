@@ -96,6 +96,10 @@ def test_ceilings_are_measured_once():
     assert ceilings("cpu", "fp32", tiny=True).seconds(0, 0) == 0
 
 
+def test_a_cpu_without_units_for_a_dtype_is_measured_by_float32():
+    assert ceilings("cpu", "bf16", tiny=True).flops_s >= ceilings("cpu", "fp32", tiny=True).flops_s
+
+
 def test_every_case_is_compiled(monkeypatch):
     """`torch.compile` gives a function up after eight shapes, and then runs it as it is."""
     compiled = []
