@@ -1,4 +1,4 @@
-"""Masks on projections and convolutions, routed experts, layers and hidden width, while a `with` block lasts."""
+"""Masks on projections, convolutions, experts, layers, hidden width and tokens, while a `with` block lasts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyprune.capture.token_masks import forward_replaced, mask_tokens
 from pyprune.core.anatomy import Anatomy, Block, Cut, HiddenGroup
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
@@ -22,7 +23,8 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
     `masks` is a plan (kept units 1, removed units 0) or a mapping from group names to `[size]` tensors of any real
     values; groups that are not named stay dense. An expert of mask 0 is not among those that the router chooses from.
     What a layer adds to the hidden state is multiplied by its mask: one of mask 0 hands on what it was given. Those
-    of the hidden width are 1 or 0: norms see the entries that are there, as if there had never been others.
+    of the hidden width are 1 or 0: norms see the entries that are there, as if there had never been others. Those of
+    tokens too: one of mask 0 is no key for any other from that layer on, and does not come out of the last.
     The hooks are gone afterwards, also after an exception. Raises MismatchError for a plan of another model, InputError
     for masks of unknown groups or other sizes.
     """
@@ -47,6 +49,7 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
                         _mask_layer(stack, model.get_submodule(path), mask)
         if anatomy.hidden and anatomy.hidden.units.name in masks:
             _mask_hidden(stack, model, anatomy.hidden, masks[anatomy.hidden.units.name])
+        mask_tokens(stack, model, anatomy, masks)
         yield model
 
 
@@ -156,19 +159,6 @@ def _mask_router(stack: ExitStack, model: nn.Module, block: Block, mask: torch.T
             stack.callback(setattr, router, attribute.name, getattr(router, attribute.name))
             setattr(router, attribute.name, attribute.value(len(kept)))
     stack.callback(router.register_forward_hook(among_all).remove)
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let `module` run another forward while the context lasts."""
-    own = vars(module).get("forward")  # libraries that move weights between devices put one on the instance
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 def _replace(stack: ExitStack, module: nn.Module, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

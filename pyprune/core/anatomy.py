@@ -3,14 +3,14 @@
 A transformer layer is two or more *blocks*: attention, cross-attention, feed-forward. Each ends in an output projection
 that writes to the residual stream, and its *units* (heads, KV groups, neurons, experts) are slices of the tensors in
 front of it. A `Block` says where these sit in the module tree; everything above works on blocks and never asks for a
-family's name. Groups of `MODEL_AXES` belong to no block: whole layers, and the hidden width.
+family's name. Groups of `MODEL_AXES` belong to no block: whole layers, the hidden width, and the tokens of an image.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -18,13 +18,15 @@ from torch import nn
 
 from pyprune.core.errors import InputError
 
-Axis = Literal["heads", "kv_groups", "qk_dims", "vo_dims", "neurons", "experts", "channels", "layers", "hidden"]
+Axis = Literal[
+    "heads", "kv_groups", "qk_dims", "vo_dims", "neurons", "experts", "channels", "layers", "hidden", "tokens"
+]
 Site = Literal["projection", "convolution", "router", "tensor", "weights"]
 
 # The dimensions of a head: those in which queries meet keys, and those of values.
 HEAD_DIM_AXES = ("qk_dims", "vo_dims")
 # Axes whose groups belong to no block.
-MODEL_AXES = ("layers", "hidden")
+MODEL_AXES = ("layers", "hidden", "tokens")
 # An anatomy has the groups of these only if they are asked for.
 ASKED_AXES = (*HEAD_DIM_AXES, *MODEL_AXES)
 
@@ -105,6 +107,8 @@ class UnitCost:
     - `within`: the group whose units' costs hold the cost of this one already, as a head's hold that of its dimensions.
       `params`, `attention` and so on are then what one unit takes from them while they all stay. Only `Anatomy` counts
       it so.
+    - `image`: the group of those tokens that may go, one by one, from those that pass the block; or from those that it
+      reads, where `key_params` are told apart. Only `Anatomy` counts this too.
     """
 
     params: float
@@ -121,6 +125,7 @@ class UnitCost:
     chosen: int = 0
     shared: tuple[tuple[str, float, float | None], ...] = ()
     within: str = ""
+    image: str = ""
 
     def flops(self, length: float, width: float = 1.0) -> float:
         """FLOPs per sequence of `length` tokens (a mean length may be fractional).
@@ -131,6 +136,13 @@ class UnitCost:
         keys = self.keys if self.keys is not None else (length if self.key_params else tokens)
         weights = self.share * tokens * (self.params - self.key_params - self.table_params) + keys * self.key_params
         return 2.0 * (width * (weights + self.per_pass) + tokens * (keys * self.attention + self.per_token))
+
+    def without(self, tokens: int) -> UnitCost:
+        """The cost when so many of the tokens of `image` are gone."""
+        if self.key_params and self.keys is not None:
+            return replace(self, keys=self.keys - tokens)
+        assert self.tokens is not None, "the size of an image says how many tokens it becomes"
+        return replace(self, tokens=self.tokens - tokens)
 
 
 @dataclass(frozen=True)
@@ -225,6 +237,20 @@ class HiddenGroup:
 
 
 @dataclass(frozen=True)
+class TokenGroup:
+    """The tokens of an image that the layer at the path `layer` sees: unit `u` is the patch at `positions[u]`.
+
+    Positions count the patches of the whole image, row by row. The `first` tokens in front of them are no patches
+    (class and distillation tokens), and stay. A token whose mask is 0 is gone from this layer on.
+    """
+
+    units: UnitGroup
+    layer: str
+    positions: tuple[int, ...]
+    first: int
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """Blocks of a model in the order in which the data passes them, and the groups of other axes that were asked for.
 
@@ -237,11 +263,12 @@ class Anatomy:
     pairs: frozenset[str] = frozenset()
     layer_groups: tuple[LayerGroup, ...] = ()
     hidden: HiddenGroup | None = None
+    token_groups: tuple[TokenGroup, ...] = ()
 
     @property
     def groups(self) -> tuple[UnitGroup, ...]:
-        hidden = (self.hidden.units,) if self.hidden else ()
-        return (*(block.units for block in self.blocks), *(group.units for group in self.layer_groups), *hidden)
+        beyond = (*self.layer_groups, *((self.hidden,) if self.hidden else ()), *self.token_groups)
+        return (*(block.units for block in self.blocks), *(group.units for group in beyond))
 
     def lost_layers(self, kept: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Paths of the layers that are left out when the units `kept[name]` of every group stay."""
@@ -256,6 +283,24 @@ class Anatomy:
         counts = {name: len(units) for name, units in kept.items()}
         return counts | {block.units.name: 0 for block in self.blocks if block.layer_path in lost}
 
+    def tokens_seen(self, kept: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+        """`{group: positions of the patches that its layer sees}` when the units `kept[name]` of every group stay.
+
+        InputError for a layer that keeps what a layer before it does not: tokens that are gone do not come back.
+        """
+        seen: dict[str, tuple[int, ...]] = {}
+        before: dict[str, UnitGroup] = {}
+        for group in self.token_groups:
+            name, kind = group.units.name, group_kind(group.units)
+            seen[name] = tuple(group.positions[unit] for unit in kept[name].tolist())
+            if kind in before and (back := set(seen[name]) - set(seen[before[kind].name])):
+                raise InputError(
+                    f"plan: {name} keeps the patch at position {min(back)}, which {before[kind].name} does not: "
+                    "tokens that are gone from one layer are gone from all that follow"
+                )
+            before[kind] = group.units
+        return seen
+
     def block(self, group_name: str) -> Block:
         """The block whose unit group is called `group_name`; KeyError names the known ones."""
         for block in self.blocks:
@@ -269,7 +314,9 @@ class Anatomy:
         width = self._width_left(kept)
         gone = sum(2.0 * (tokens or length) * weights for weights, tokens in self._shared_gone(kept))
         units = (
-            g.cost.flops(length, width) * self._counted(g, kept) * self._experts_left(g.cost, kept)[0]
+            self.cost_left(g.cost, kept).flops(length, width)
+            * self._counted(g, kept)
+            * self._experts_left(g.cost, kept)[0]
             for g in self.groups
         )
         return sum(units) - gone
@@ -280,6 +327,11 @@ class Anatomy:
         gone = sum(weights for weights, _ in self._shared_gone(kept))
         units = sum(g.cost.params * self._counted(g, kept) * self._experts_left(g.cost, kept)[1] for g in self.groups)
         return round(units * self._width_left(kept) - gone)
+
+    def cost_left(self, cost: UnitCost, kept: Mapping[str, int]) -> UnitCost:
+        """`cost` when `kept[name]` units of every group stay, with the tokens of an image that are left."""
+        gone = self._sizes[cost.image] - kept[cost.image] if cost.image else 0
+        return cost.without(gone) if gone else cost
 
     def need_blocks(self, purpose: str) -> None:
         """InputError when there is a group that belongs to no block, where `purpose` needs one."""

@@ -58,6 +58,8 @@ def granule(group: UnitGroup, multiple_of: int) -> int:
     """Units by which a group may shrink so that its channels stay a multiple of `multiple_of`."""
     if multiple_of < 1:
         raise InputError(f"multiple_of={multiple_of} must be 1 or more")
+    if group.axis == "tokens":  # which are no channels
+        return 1
     return multiple_of // math.gcd(multiple_of, group.width)
 
 

@@ -60,7 +60,10 @@ class Plan:
         return mask
 
     def check(self, anatomy: Anatomy) -> None:
-        """Raise MismatchError unless the plan was made for a model of this anatomy."""
+        """Raise MismatchError unless the plan was made for a model of this anatomy.
+
+        InputError when a group keeps fewer units than it has to, or tokens that an earlier layer does not.
+        """
         sizes = {g.name: g.size for g in anatomy.groups}
         if self.sizes != sizes:
             odd = sorted(n for n in self.sizes.keys() | sizes.keys() if self.sizes.get(n) != sizes.get(n))
@@ -71,6 +74,7 @@ class Plan:
         for group in anatomy.groups:
             if len(self.kept[group.name]) < group.least:
                 raise InputError(f"plan: {group.name} must keep at least {group.least} of {group.size} units")
+        anatomy.tokens_seen(self.kept)
 
     def cost(self, anatomy: Anatomy, resource: str) -> float:
         """Kept FLOPs (per sequence of `self.length` tokens) or parameters of the prunable blocks."""

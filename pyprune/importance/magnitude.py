@@ -8,11 +8,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pyprune.core.errors import InputError
 from pyprune.importance.registry import Evidence, criterion
 
 
 @criterion("magnitude")
 def magnitude(evidence: Evidence) -> dict[str, torch.Tensor]:
+    if evidence.anatomy.token_groups:
+        raise InputError('criterion="magnitude": tokens have no weights; choose criterion="random", or give scores')
     scores = {}
     weights = dict(evidence.model.named_parameters(remove_duplicate=False))  # running statistics are none
     for group in evidence.anatomy.groups:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Adapter, Anatomy, Block, LayerGroup, UnitGroup
+from pyprune.core.anatomy import Adapter, Anatomy, Block, LayerGroup, TokenGroup, UnitGroup
 from pyprune.core.errors import InputError
 from pyprune.models.depth import Depth
 from pyprune.models.discovered import PRUNED_FAMILY
@@ -19,6 +19,7 @@ from pyprune.models.layer_config import remember_
 from pyprune.models.place import Place
 from pyprune.models.registry import FAMILIES, family_of
 from pyprune.models.sequential import SequentialAdapter
+from pyprune.models.tokens import TOKENS, Patches, install_tokens, note_tokens, read_by
 from pyprune.models.widths import configs_below, twins, write_widths
 
 
@@ -159,9 +160,17 @@ class TransformersAdapter:
                 norm: Any = model.get_submodule(path)
                 if hasattr(norm, "normalized_shape"):
                     norm.normalized_shape = (sizes[anatomy.hidden.units.name],)
+        if anatomy.token_groups:
+            seen = anatomy.tokens_seen(kept)
+            by_layer = {group.layer: seen[group.units.name] for group in anatomy.token_groups}
+            for member, _, places in _image_stacks(model):
+                for config in configs_of(member, model.config):
+                    note_tokens(config, [by_layer[place.path] for place in places])
         if lost := anatomy.lost_layers(kept):
             for member, depth, places in _deep_stacks(model):
                 depth.drop_(model, places, lost, member.prefix, configs_of(member, model.config))
+        for member, table, places in _image_stacks(model):
+            install_tokens(model, member.model, table, places)
 
 
 def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
@@ -174,6 +183,12 @@ def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
         if "layers" in axes:
             _check_depth(model, member, depth)
             layer_groups += depth.groups(places, member.prefix + base_path(member.model))
+    token_groups: list[TokenGroup] = []
+    for member, table, places in _image_stacks(model):
+        known.add(TOKENS)
+        if TOKENS in axes:
+            table.check(model, member.model)
+            token_groups += table.groups(places, member.model.config)
     found = list(members(model))
     if len(found) == 1 and not found[0].prefix and found[0].family.hidden:
         known.add(HIDDEN)
@@ -181,7 +196,9 @@ def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
         if axis not in known:
             raise InputError(f"axis {axis!r}: the model has {', '.join(sorted(known))}")
     hidden = hidden_group(model, anatomy) if HIDDEN in axes else None
-    return replace(anatomy, layer_groups=tuple(layer_groups), hidden=hidden)
+    blocks = tuple(read_by(anatomy.blocks, token_groups)) if token_groups else anatomy.blocks
+    beyond = {"layer_groups": tuple(layer_groups), "hidden": hidden, "token_groups": tuple(token_groups)}
+    return replace(anatomy, blocks=blocks, **beyond)
 
 
 def _deep_stacks(model: nn.Module) -> Iterator[tuple[Member, Depth, list[Place]]]:
@@ -190,6 +207,14 @@ def _deep_stacks(model: nn.Module) -> Iterator[tuple[Member, Depth, list[Place]]
         for stack in member.family.stacks:
             if stack.depth and (places := list(stack.find(member.model, member.prefix))):
                 yield member, stack.depth, places
+
+
+def _image_stacks(model: nn.Module) -> Iterator[tuple[Member, Patches, list[Place]]]:
+    """The stacks of `model` whose layers may see fewer patches of an image than it has."""
+    for member in members(model):
+        for stack in member.family.stacks:
+            if stack.patches and (places := list(stack.find(member.model, member.prefix))):
+                yield member, stack.patches, places
 
 
 def _check_depth(model: Any, member: Member, depth: Depth) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyprune.core.anatomy import Anatomy, UnitGroup, group_kind
 from pyprune.core.plan import Plan
+from pyprune.models.tokens import PRUNED_TOKENS
 from pyprune.models.widths import PRUNED_GROUPS, configs_below
 
 CARD_FILE = "README.md"
@@ -18,7 +19,10 @@ CARD_FILE = "README.md"
 def needs_pyprune(config: Any) -> bool:
     """Whether a checkpoint of this config loads only after `import pyprune`: its layers differ from the dense ones."""
     configs = (config, *(below for _, below in configs_below(config)))
-    return any(vars(c).get(PRUNED_GROUPS) or getattr(c, "is_heterogeneous", False) for c in configs)
+    return any(
+        vars(c).get(PRUNED_GROUPS) or vars(c).get(PRUNED_TOKENS) or getattr(c, "is_heterogeneous", False)
+        for c in configs
+    )
 
 
 def write_card(folder: Path, model: Any, anatomy: Anatomy, plan: Plan | None, source: str | None) -> None:
@@ -57,6 +61,7 @@ def _loading(model: Any) -> list[str]:
         "",
         "Without `import pyprune` transformers refuses the checkpoint, with an error about per-layer attributes or",
         "sizes that do not match: its layers differ in width, which the family's own code does not expect.",
+        "One that lost tokens alone has the dense model's weights, and loads as the dense model.",
     ]
 
 

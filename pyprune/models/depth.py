@@ -11,6 +11,7 @@ from torch import nn
 
 from pyprune.core.anatomy import Attribute, LayerGroup, UnitCost, UnitGroup
 from pyprune.models.place import Place
+from pyprune.models.tokens import renumber_tokens
 from pyprune.models.widths import PRUNED_GROUPS, spell_out_layers
 
 
@@ -84,6 +85,7 @@ class Depth:
         for config in configs:
             self._note(config, places, left, numbers)
             _rename(config, names)
+            renumber_tokens(config, [place.index for place in left])
 
     def _note(self, config: Any, places: Sequence[Place], left: Sequence[Place], numbers: dict[int, int]) -> None:
         entries = None

@@ -16,6 +16,7 @@ from pyprune.models.place import Place
 
 if TYPE_CHECKING:
     from pyprune.models.depth import Depth
+    from pyprune.models.tokens import Patches
 
 # From a config and the indices of a layer: how many tokens; None where that follows from the length of the text.
 Figure = Callable[[Any, tuple[int, ...]], float | None]
@@ -57,7 +58,7 @@ class Stack:
     apart. `tokens`, `keys`, `source_tokens`, `query_tokens` and `extra_tokens` give the figures of `Place` from the
     config and the indices of a layer, where they do not follow from the length of the text; None where they do.
     `pairs` says that a layer returns the hidden state and None. `depth` says how layers are left out; None:
-    they cannot.
+    they cannot. `patches` says that the tokens are the patches of an image, and gives `tokens`; None: they are not.
     """
 
     layers: str
@@ -70,12 +71,14 @@ class Stack:
     extra_tokens: Figure | None = None
     pairs: bool = False
     depth: Depth | None = None
+    patches: Patches | None = None
 
     def find(self, model: nn.Module, prefix: str) -> Iterator[Place]:
         """The layers of `model`, a transformers model at the path `prefix`; none when it lacks the stack."""
         for index, (indices, path, layer) in enumerate(_expand(model, base_path(model) + self.layers)):
             name = ".".join([*([self.name] if self.name else []), "layers", *map(str, indices)])
-            asked = (self.tokens, self.keys, self.source_tokens, self.query_tokens, self.extra_tokens)
+            tokens = self.patches.seen if self.patches else self.tokens
+            asked = (tokens, self.keys, self.source_tokens, self.query_tokens, self.extra_tokens)
             figures = [figure and figure(model.config, indices) for figure in asked]
             yield Place(layer, prefix + path, prefix + name, index, *figures, pair=self.pairs)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from pyprune.core.anatomy import group_kind
 from pyprune.models.adapter import TransformersAdapter, configs_of, members
+from pyprune.models.tokens import PRUNED_TOKENS
 from pyprune.models.widths import PRUNED_GROUPS, spell_out_layers, twins
 from pyprune.slicing.slice import cut_
 
@@ -23,6 +24,8 @@ def make_native_(model: Any) -> bool:
     module remembers. Returns False and leaves the config alone where it does not.
     """
     settings = _settings(model)
+    if any(vars(c).get(PRUNED_TOKENS) for member in members(model) for c in configs_of(member, model.config)):
+        return False  # no family's own config says that layers see fewer tokens
     if settings is None or not _describes(_changed(model, settings), model):
         return False
     vars(model.config).pop(PRUNED_GROUPS, None)

@@ -90,7 +90,7 @@ def _opened() -> list[Any]:
 
 def _is_pruned(config: Any) -> bool:
     # Looked at for every model there is, so that the tables are not imported for one that is not pruned.
-    if not (getattr(config, "is_heterogeneous", False) or "pruned_groups" in vars(config)):
+    if not (getattr(config, "is_heterogeneous", False) or {"pruned_groups", "pruned_tokens"} & vars(config).keys()):
         return False
     from pyprune.models.shrink import is_pruned_config
 

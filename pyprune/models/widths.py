@@ -13,13 +13,14 @@ from typing import Any
 from pyprune.core.anatomy import UnitGroup
 from pyprune.core.errors import MismatchError
 from pyprune.models.family import Family
+from pyprune.models.tokens import PRUNED_TOKENS
 
 PRUNED_GROUPS = "pruned_groups"
 
 
 def is_pruned(config: Any, family: Family) -> bool:
-    """Whether layers differ in widths that `family` knows, and in nothing else."""
-    if vars(config).get(PRUNED_GROUPS):
+    """Whether layers differ in widths that `family` knows, or in tokens that they see, and in nothing else."""
+    if vars(config).get(PRUNED_GROUPS) or vars(config).get(PRUNED_TOKENS):
         return True
     return bool(getattr(config, "is_heterogeneous", False)) and config.per_layer_attributes <= family.config_keys
 

@@ -1,9 +1,10 @@
-"""Plans that also leave out layers, or narrow the hidden width or the heads: what units cost depends on other units.
+"""Plans that also leave out layers or tokens, or narrow the hidden width or the heads: costs depend on other units.
 
-Layers and the hidden width multiply with all other axes, so that no unit has a price of its own. Instead their numbers
-of kept units are tried, best units first: for each combination the blocks that remain are searched under the budget,
-and the combination of the highest total score wins. Widths are tried in steps of 1/32, or one by one where nothing else
-may be cut.
+Layers, tokens and the hidden width multiply with all other axes, so that no unit has a price of its own. Instead their
+numbers of kept units are tried, best units first: for each combination the blocks that remain are searched under the
+budget, and the combination of the highest total score wins. Widths are tried in steps of 1/32, or one by one where
+nothing else may be cut. So are the tokens that come out of the last layer: the layers between lose them in equal parts,
+and the first none.
 
 Dimensions of heads are searched at the price that they have while all heads stay. That counts twice what lies in a head
 and a dimension that both go, so the budget for this search is tightened until the plan keeps the given one.
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import Anatomy, Block, UnitGroup
+from pyprune.core.anatomy import Anatomy, Block, TokenGroup, UnitGroup, group_kind
 from pyprune.core.budget import Budget, Limit
 from pyprune.core.errors import BudgetError, InputError
 from pyprune.core.plan import Plan
@@ -43,7 +44,7 @@ def search_jointly(
     find: Find,
     multiple_of: int = 1,
 ) -> Plan:
-    """The best plan for an `anatomy` with layer groups or a hidden width.
+    """The best plan for an `anatomy` with layer groups, a hidden width or groups of tokens.
 
     `least[name]` units of every group stay. `find` searches an anatomy of blocks alone under an absolute budget and
     floors. Raises BudgetError when no combination meets the budget, InputError when a group has no scores.
@@ -52,13 +53,17 @@ def search_jointly(
     absolute = Budget(tuple(Limit(resource, amount * _ROUNDING, False) for resource, amount in limits.items()))
     whole = [group.units for group in anatomy.layer_groups]
     whole += [anatomy.hidden.units] if anatomy.hidden else []
-    ranked = {group.name: _ranked(group, scores) for group in whole}
     pinned = all(least[block.units.name] == block.units.size for block in anatomy.blocks)
     everything = {block.units.name: torch.arange(block.units.size) for block in anatomy.blocks}
     best: tuple[float, float] | None = None
     chosen = Plan({}, {}, length)
-    for counts in itertools.product(*(_counts(group, least[group.name], multiple_of, pinned) for group in whole)):
-        kept = {g.name: ranked[g.name][:count].sort().values for g, count in zip(whole, counts, strict=True)}
+    choices = [_best(group, scores, _counts(group, least[group.name], multiple_of, pinned)) for group in whole]
+    kinds = dict.fromkeys(group_kind(group.units) for group in anatomy.token_groups)
+    for kind in kinds:
+        stack = [group for group in anatomy.token_groups if group_kind(group.units) == kind]
+        choices.append(_schedules(stack, scores, least, pinned))
+    for chosen_of in itertools.product(*choices):
+        kept = {name: units for one in chosen_of for name, units in one.items()}
         plan = Plan(everything | kept, {g.name: g.size for g in anatomy.groups}, length, dict(scores.meta))
         if not pinned:
             remaining = _remaining(anatomy, kept)
@@ -115,6 +120,37 @@ def _apart(block: Block) -> Block:
     return replace(block, units=replace(block.units, cost=replace(block.units.cost, within="")))
 
 
+def _best(group: UnitGroup, scores: Scores, counts: list[int]) -> list[dict[str, torch.Tensor]]:
+    """The best units of a group, for each number of them."""
+    ranked = _ranked(group, scores)
+    return [{group.name: ranked[:count].sort().values} for count in counts]
+
+
+def _schedules(
+    stack: list[TokenGroup], scores: Scores, least: Mapping[str, int], pinned: bool
+) -> list[dict[str, torch.Tensor]]:
+    """Tokens that the layers of a stack see, from all of them to the fewest: the best of those that are left."""
+    sizes = [group.units.size for group in stack]
+    floors = [least[group.units.name] for group in stack]
+    ranked = [_ranked(group.units, scores) for group in stack]
+    step = 1 if pinned else max(1, sizes[0] // _STEPS)
+    found: dict[tuple[int, ...], dict[str, torch.Tensor]] = {}
+    for lost in (*range(0, sizes[0], step), sizes[0] - 1):
+        counts: list[int] = []
+        for i in reversed(range(len(stack))):
+            even = sizes[0] - round(lost * i / max(1, len(stack) - 1)) if len(stack) > 1 else sizes[0] - lost
+            # A later layer's floor is one for those before it.
+            counts.insert(0, min(sizes[i], max(even, floors[i], *counts[:1])))
+        left = set(stack[0].positions)
+        kept = {}
+        for group, order, count in zip(stack, ranked, counts, strict=True):
+            units = [unit for unit in order.tolist() if group.positions[unit] in left][:count]
+            left = {group.positions[unit] for unit in units}
+            kept[group.units.name] = torch.tensor(sorted(units))
+        found.setdefault(tuple(counts), kept)
+    return list(found.values())
+
+
 def _ranked(group: UnitGroup, scores: Scores) -> torch.Tensor:
     values = scores.values.get(group.name)
     if values is None or values.numel() != group.size:
@@ -138,19 +174,28 @@ def _remaining(anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> Anatomy:
     """The blocks of the layers that stay, at the cost that the kept width leaves of them."""
     lost = anatomy.lost_layers(kept)
     share = len(kept[anatomy.hidden.units.name]) / anatomy.hidden.units.size if anatomy.hidden else 1.0
-    blocks = tuple(_narrowed(block, share) for block in anatomy.blocks if block.layer_path not in lost)
+    counts = {name: len(units) for name, units in kept.items()}
+    blocks = tuple(
+        _priced(block, anatomy.cost_left(block.units.cost, counts), share)
+        for block in anatomy.blocks
+        if block.layer_path not in lost
+    )
     layers = tuple(path for path in anatomy.layers if path not in lost)
-    return replace(anatomy, layers=layers, blocks=blocks, layer_groups=(), hidden=None)
+    return replace(anatomy, layers=layers, blocks=blocks, layer_groups=(), hidden=None, token_groups=())
 
 
-def _narrowed(block: Block, share: float) -> Block:
-    cost: Any = block.units.cost
+def _priced(block: Block, cost: Any, share: float) -> Block:
+    """`block` at `cost`, with this share of its weights."""
     weights = {n: round(getattr(cost, n) * share) for n in ("params", "key_params", "table_params", "per_pass")}
-    return replace(block, units=replace(block.units, cost=replace(cost, **weights)))
+    return replace(block, units=replace(block.units, cost=replace(cost, image="", **weights)))
 
 
 def _value(plan: Plan, anatomy: Anatomy, scores: Scores) -> float:
-    """Summed score of what stays; units of a layer that is left out go with it."""
+    """Summed score of what stays; units of a layer that is left out go with it, and groups without scores are whole."""
     lost = anatomy.lost_layers(plan.kept)
     gone = {block.units.name for block in anatomy.blocks if block.layer_path in lost}
-    return sum(float(scores.values[name][units].sum()) for name, units in plan.kept.items() if name not in gone)
+    return sum(
+        float(scores.values[name][units].sum())
+        for name, units in plan.kept.items()
+        if name not in gone and name in scores.values
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -12,8 +11,8 @@ from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
-from pyprune.models.images import patches
 from pyprune.models.place import Place
+from pyprune.models.tokens import Patches
 
 
 class HeadCount(int):
@@ -99,21 +98,20 @@ _TEXT = (
 )
 
 
-def _image_tokens(config: Any, indices: tuple[int, ...] = ()) -> int:
-    return patches(config) + 1
+_IMAGE = Patches(first=1, within=("blip",))
 
 
 def _source_tokens(model: nn.Module, prefix: str) -> float | None:
     """The text model next to the image encoder reads the image; behind it the decoder of answers reads the question."""
     answers = hasattr(model, "text_encoder") and prefix == "text_decoder."
-    return None if answers else _image_tokens(model.config.vision_config)
+    return None if answers else _IMAGE.left(model.config.vision_config)
 
 
 FAMILIES = (
     Family(model_types=("blip",), source_tokens=_source_tokens),
     Family(
         model_types=("blip_vision_model",),
-        stacks=(Stack(layers="encoder.layers", parts=_VISION, tokens=_image_tokens, depth=Depth("num_hidden_layers")),),
+        stacks=(Stack(layers="encoder.layers", parts=_VISION, patches=_IMAGE, depth=Depth("num_hidden_layers")),),
     ),
     Family(
         model_types=("blip_text_model",),

@@ -5,7 +5,7 @@ from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.head_dims import head_dims
-from pyprune.models.images import patches
+from pyprune.models.tokens import Patches
 
 # Heads have no key: the configs insist on a hidden size that is a multiple of their number, layer by layer as well.
 _ATTENTION = Attention(
@@ -28,14 +28,6 @@ _LAYER = (
 )
 
 
-def _patches(config: object, indices: tuple[int, ...]) -> int:
-    return patches(config)
-
-
-def _with_class_token(config: object, indices: tuple[int, ...]) -> int:
-    return patches(config) + 1
-
-
 _DEPTH = Depth("num_hidden_layers")
 
 FAMILIES = (
@@ -45,15 +37,24 @@ FAMILIES = (
     ),
     Family(
         model_types=("clip_vision_model",),
-        stacks=(Stack(layers="encoder.layers", parts=_LAYER, tokens=_with_class_token, depth=_DEPTH),),
+        stacks=(Stack("encoder.layers", _LAYER, patches=Patches(first=1, within=("clip",)), depth=_DEPTH),),
     ),
-    # The attention that pools SigLIP's patches at the end has one query, and is no layer: it stays as it is.
+    # The attention that pools SigLIP's patches at the end has one query, and is no layer: it stays as it is. It takes
+    # any number of them.
     Family(
         model_types=("siglip_vision_model",),
-        stacks=(Stack(layers="encoder.layers", parts=_LAYER, tokens=_patches, depth=_DEPTH),),
+        stacks=(Stack("encoder.layers", _LAYER, patches=Patches(within=("siglip",)), depth=_DEPTH),),
     ),
     Family(
         model_types=("git_vision_model",),
-        stacks=(Stack(layers="vision_model.encoder.layers", parts=_LAYER, tokens=_with_class_token, depth=_DEPTH),),
+        stacks=(
+            Stack(
+                layers="vision_model.encoder.layers",
+                parts=_LAYER,
+                # Not within GIT, whose text model reckons with all tokens of an image.
+                patches=Patches(first=1, embeddings="vision_model.embeddings"),
+                depth=_DEPTH,
+            ),
+        ),
     ),
 )

@@ -10,7 +10,7 @@ from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.head_dims import head_dims
-from pyprune.models.images import patches
+from pyprune.models.tokens import Patches
 
 _SPLIT = {
     "module": "attention",
@@ -70,22 +70,20 @@ _SCALED = (
 )
 
 
-def _with_class_token(config: object, indices: tuple[int, ...]) -> int:
-    return patches(config) + 1
-
-
-def _with_class_and_distillation_token(config: object, indices: tuple[int, ...]) -> int:
-    return patches(config) + 2
-
+# Decoders read as many tokens as the encoder puts out.
+_WITHIN = ("vision-encoder-decoder",)
+_CLASS_TOKEN = Patches(first=1, within=_WITHIN)
+_CLASS_AND_DISTILLATION_TOKEN = Patches(first=2, within=_WITHIN)
+_DEPTH = Depth("num_hidden_layers")
 
 FAMILIES = (
     Family(
         model_types=("vit",),
-        stacks=(Stack("layers", _PARTS, tokens=_with_class_token, depth=Depth("num_hidden_layers")),),
+        stacks=(Stack("layers", _PARTS, patches=_CLASS_TOKEN, depth=_DEPTH),),
     ),
     Family(
         model_types=("deit",),
-        stacks=(Stack("layers", _PARTS, tokens=_with_class_and_distillation_token, depth=Depth("num_hidden_layers")),),
+        stacks=(Stack("layers", _PARTS, patches=_CLASS_AND_DISTILLATION_TOKEN, depth=_DEPTH),),
     ),
-    Family(model_types=("dinov2",), stacks=(Stack("encoder.layer", _SCALED, tokens=_with_class_token),)),
+    Family(model_types=("dinov2",), stacks=(Stack("encoder.layer", _SCALED, patches=_CLASS_TOKEN),)),
 )
