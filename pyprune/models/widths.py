@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pyprune.core.anatomy import UnitGroup
+from pyprune.core.anatomy import HEAD_DIM_AXES, UnitGroup
 from pyprune.core.errors import MismatchError
 from pyprune.models.family import Family
 from pyprune.models.tokens import PRUNED_TOKENS
@@ -73,6 +73,9 @@ def write_widths(
         if not group.config_key:
             if size < group.size:
                 named[group.name.removeprefix(prefix)] = size
+                if group.axis in HEAD_DIM_AXES:
+                    # Set at all, it keeps generation from allocating caches before it knows what they will hold.
+                    config.qk_head_dim = group.size * group.width
         # Read past transformers' guard, which refuses a global width while layers differ in it.
         elif vars(config)[group.config_key] not in (None, size):
             entries.setdefault(group.layer, {})[group.config_key] = size

@@ -104,6 +104,7 @@ def test_generation_with_caches(variant):
     if model._can_compile_fullgraph:
         static = {"cache_implementation": "static", "disable_compile": True}
         assert torch.equal(model.generate(**inputs, **options, **static), expected)
+        assert torch.equal(model.generate(**inputs, **options, **static, prefill_chunk_size=4), expected)
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen3", "bert", "phi3"])
