@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch import nn
 
 from pyprune.capture.collect import frozen
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import Adapter, Anatomy
+from pyprune.core.anatomy import Adapter, Anatomy, group_kind
 from pyprune.core.errors import InputError
 from pyprune.core.layers import matrix
 from pyprune.core.plan import Plan
 from pyprune.core.storage import read_tensors, write_tensors
-from pyprune.models.adapter import adapter_for
+from pyprune.models.adapter import adapter_for, asked_axes
 from pyprune.models.discovered import found_line as found_line
 from pyprune.models.inputs import example_inputs
 from pyprune.models.loading import load
@@ -41,11 +42,15 @@ _REFERENCE_ENTRIES = 65_536
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: the largest absolute difference of two outputs and the most that counts as equal."""
+    """One comparison: the largest absolute difference of two outputs and the most that counts as equal.
+
+    `axes` are those of the plan that the compared models went through, where they went through one.
+    """
 
     name: str
     difference: float
     allowed: float
+    axes: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -59,7 +64,7 @@ class Check:
 
 def random_plan(anatomy: Anatomy, keep: float, seed: int) -> Plan:
     """Random units, a share of about `keep` of every group (different in every group), with one attention and one
-    feed-forward block emptied: the hardest case for slicing and reloading."""
+    feed-forward block emptied, both in layers that stay: the hardest case for slicing and reloading."""
     if not 0 <= keep <= 1:
         raise InputError(f"keep={keep} must lie between 0 and 1")
     generator = torch.Generator().manual_seed(seed)
@@ -67,9 +72,16 @@ def random_plan(anatomy: Anatomy, keep: float, seed: int) -> Plan:
     for g in anatomy.groups:
         count = round(g.size * min(1.0, keep * float(0.75 + 0.5 * torch.rand((), generator=generator))))
         kept[g.name] = torch.randperm(g.size, generator=generator)[: max(count, g.least)]
+    for before, group in pairwise(anatomy.token_groups):
+        if group_kind(before.units) == group_kind(group.units):  # tokens that are gone do not come back
+            seen = {before.positions[unit] for unit in kept[before.units.name].tolist()}
+            left = [unit for unit, position in enumerate(group.positions) if position in seen]
+            kept[group.units.name] = torch.tensor(left[: max(len(left) - 1, 1)])
+    lost = anatomy.lost_layers(kept)
+    groups = [block.units for block in anatomy.blocks if block.layer_path not in lost and not block.units.least]
     if keep < 1:
         for axis in ("neurons", "attention"):
-            blocks = [g for g in anatomy.groups if (g.axis == "neurons") == (axis == "neurons") and not g.least]
+            blocks = [g for g in groups if (g.axis == "neurons") == (axis == "neurons")]
             if blocks:
                 emptied = blocks[int(torch.randint(len(blocks), (), generator=generator))]
                 kept[emptied.name] = torch.empty(0, dtype=torch.int64)
@@ -79,19 +91,23 @@ def random_plan(anatomy: Anatomy, keep: float, seed: int) -> Plan:
 def verify_model(
     model: nn.Module, plan: Plan | None = None, pruned: nn.Module | None = None, keep: float = 0.5, seed: int = 0
 ) -> list[Check]:
-    """Compare masked, sliced and reloaded models for `plan` (default: `random_plan(keep, seed)`).
+    """Compare masked, sliced and reloaded models for `plan` (default: `random_plan(keep, seed)` of every axis that
+    `model` has; `models.adapter.asked_axes` says which it cannot be pruned along).
 
     `pruned` is the sliced model that `plan` and tuning made of `model`; without it `model` is sliced here. *Masked* is
     the dense model that carries the sliced model's tuned output projections, with the removed units masked.
     """
     adapter = adapter_for(model)
-    anatomy = adapter.anatomy(model, plan.axes if plan else None)
+    beyond = plan.axes if plan else [axis for axis, refusal in asked_axes(model).items() if not refusal]
+    anatomy = adapter.anatomy(model, beyond)
     plan = random_plan(anatomy, keep, seed) if plan is None else plan
     plan.check(anatomy)
     if pruned is None:
         pruned = slice_(copy.deepcopy(model), adapter, plan)
     inputs = {k: v.to(next(model.parameters()).device) for k, v in example_inputs(model, 2, 16, seed).items()}
-    return [_masked_is_sliced(model, pruned, adapter, anatomy, plan, inputs), _sliced_is_reloaded(pruned, inputs)]
+    axes = tuple(dict.fromkeys(group.axis for group in anatomy.groups))
+    checks = [_masked_is_sliced(model, pruned, adapter, anatomy, plan, inputs), _sliced_is_reloaded(pruned, inputs)]
+    return [replace(check, axes=axes) for check in checks]
 
 
 @torch.no_grad()

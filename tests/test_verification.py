@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 import pyprune
 from pyprune.core.batches import Samples
-from pyprune.models.adapter import adapter_for
+from pyprune.models.adapter import adapter_for, asked_axes
 from pyprune.testing.models import heads, random_plan, tiny_model
 from pyprune.testing.zoo import ZOO
 
@@ -35,14 +35,30 @@ def test_the_reloaded_model_attends_like_the_given_one(variant):
 
 @pytest.mark.parametrize("variant", ZOO)
 def test_every_family_is_verified(variant, tmp_path):
-    """Pixels, sound and patches, patches in random order, members with kernels of their own."""
+    """Pixels, sound and patches, patches in random order, members with kernels of their own; every axis at once."""
     model = tiny_model(variant, heads(variant)[0])
-    assert [str(check) for check in pyprune.verify_model(model) if not check.equal] == []
+    checks = pyprune.verify_model(model)
+    assert [str(check) for check in checks if not check.equal] == []
+    beyond = {axis for axis, refusal in asked_axes(model).items() if not refusal}
+    axes = {group.axis for group in adapter_for(model).anatomy(model).groups} | beyond
+    assert [set(check.axes) for check in checks] == [axes, axes]
     if variant not in REPLAYED:
         return
     plan = random_plan(adapter_for(model).anatomy(model))
     folder = pyprune.save(pyprune.apply(model, plan), tmp_path / "small", plan=plan)
     assert [str(check) for check in pyprune.verify_checkpoint(folder) if not check.equal] == []
+
+
+def test_the_random_plan_empties_blocks_of_layers_that_stay():
+    anatomy = adapter_for(model := tiny_model("llama")).anatomy(model, ["layers", "hidden"])
+    for seed in range(20):
+        plan = pyprune.verification.random_plan(anatomy, 0.5, seed)
+        lost = anatomy.lost_layers(plan.kept)
+        assert lost
+        assert plan.counts["hidden"] < 32
+        emptied = {block.units.axis for block in anatomy.blocks if not plan.counts[block.units.name]}
+        stay = {block.units.axis for block in anatomy.blocks if block.layer_path not in lost}
+        assert emptied >= stay == {"kv_groups", "neurons"}
 
 
 @pytest.mark.parametrize(("variant", "head"), [("bert", "AutoModel"), ("dinov2", "AutoBackbone")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +22,14 @@ def verify(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Prove that MODEL survives pruning exactly (random plan), or that a pruned checkpoint gives its stored outputs.
+    """Prove that MODEL survives pruning exactly (random plan over every axis that it has), or that a pruned checkpoint
+    gives its stored outputs.
 
     Exits with 1 when outputs differ.
     """
     from pyprune.api import pick_device
     from pyprune.core.errors import InputError
+    from pyprune.models.adapter import asked_axes
     from pyprune.models.loading import load
     from pyprune.verification import REFERENCE_FILE, found_line, verify_checkpoint, verify_model
 
@@ -40,12 +43,12 @@ def verify(
         if not quiet and not as_json and (found := found_line(loaded)):
             print(found)
         checks = verify_model(loaded, keep=keep, seed=seed)
+        if not quiet and not as_json:
+            print("axes:", ", ".join(checks[0].axes))
+            refusals = [refusal for refusal in asked_axes(loaded).values() if refusal]
+            print(*(f"not tried: {refusal}\n" for refusal in refusals), sep="", end="")
     if as_json:
-        print(
-            json.dumps(
-                [{"name": c.name, "difference": c.difference, "allowed": c.allowed, "equal": c.equal} for c in checks]
-            )
-        )
+        print(json.dumps([{**asdict(check), "equal": check.equal} for check in checks]))
     elif not quiet:
         print(*checks, sep="\n")
     if not all(check.equal for check in checks):

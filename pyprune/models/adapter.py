@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Adapter, Anatomy, Block, LayerGroup, TokenGroup, UnitGroup
+from pyprune.core.anatomy import HEAD_DIM_AXES, Adapter, Anatomy, Block, LayerGroup, TokenGroup, UnitGroup
 from pyprune.core.errors import InputError
 from pyprune.models.depth import Depth
 from pyprune.models.discovered import PRUNED_FAMILY
@@ -175,30 +175,51 @@ class TransformersAdapter:
 
 def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
     """`anatomy` with the groups of those `axes` that belong to no block; InputError when the model lacks one."""
-    known = {group.axis for group in anatomy.groups}
-    known |= {part.asked for member in members(model) for _, part in member.parts() if part.asked}
-    layer_groups: list[LayerGroup] = []
-    for member, depth, places in _deep_stacks(model):
-        known.add("layers")
-        if "layers" in axes:
-            _check_depth(model, member, depth)
-            layer_groups += depth.groups(places, member.prefix + base_path(member.model))
-    token_groups: list[TokenGroup] = []
-    for member, table, places in _image_stacks(model):
-        known.add(TOKENS)
-        if TOKENS in axes:
-            table.check(model, member.model)
-            token_groups += table.groups(places, member.model.config)
-    found = list(members(model))
-    if len(found) == 1 and not found[0].prefix and found[0].family.hidden:
-        known.add(HIDDEN)
+    known = {group.axis for group in anatomy.groups} | set(_asked_axes(model))
     for axis in axes:
         if axis not in known:
             raise InputError(f"axis {axis!r}: the model has {', '.join(sorted(known))}")
+    layer_groups: list[LayerGroup] = []
+    for member, depth, places in _deep_stacks(model) if "layers" in axes else ():
+        _check_depth(model, member, depth)
+        layer_groups += depth.groups(places, member.prefix + base_path(member.model))
+    token_groups: list[TokenGroup] = []
+    for member, table, places in _image_stacks(model) if TOKENS in axes else ():
+        table.check(model, member.model)
+        token_groups += table.groups(places, member.model.config)
     hidden = hidden_group(model, anatomy) if HIDDEN in axes else None
     blocks = tuple(read_by(anatomy.blocks, token_groups)) if token_groups else anatomy.blocks
     beyond = {"layer_groups": tuple(layer_groups), "hidden": hidden, "token_groups": tuple(token_groups)}
     return replace(anatomy, blocks=blocks, **beyond)
+
+
+def asked_axes(model: nn.Module) -> dict[str, str]:
+    """The axes of `core.anatomy.ASKED_AXES` that `model` has, each with why it cannot be pruned along that one, or "".
+
+    InputError when nothing in `model` can be pruned.
+    """
+    adapter = adapter_for(model)
+    found = {}
+    for axis in _asked_axes(model):
+        found[axis] = ""
+        try:
+            adapter.anatomy(model, [axis])
+        except InputError as error:
+            found[axis] = str(error)
+    return found
+
+
+def _asked_axes(model: nn.Module) -> Iterator[str]:
+    """The axes that the tables of `model` have and that an anatomy must be asked for."""
+    asked = {part.asked for member in members(model) for _, part in member.parts()}
+    yield from (axis for axis in HEAD_DIM_AXES if axis in asked)
+    if next(_deep_stacks(model), None) is not None:
+        yield "layers"
+    found = list(members(model))
+    if len(found) == 1 and not found[0].prefix and found[0].family.hidden:
+        yield HIDDEN
+    if next(_image_stacks(model), None) is not None:
+        yield TOKENS
 
 
 def _deep_stacks(model: nn.Module) -> Iterator[tuple[Member, Depth, list[Place]]]:

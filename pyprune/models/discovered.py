@@ -15,8 +15,9 @@ from pyprune.models.family import Family, Part, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.place import Place
 
-# The attribute of a config with the table: `stacks`, each with `layers`, `name`, `tokens` and `parts`; a line of text
-# that says what was `found`; and what `inputs` looked like, where the user gave them.
+# The attribute of a config with the table: `stacks`, each with `layers`, `name`, `tokens` and `parts`; whether the
+# `hidden` width is an axis; a line of text that says what was `found`; and what `inputs` looked like, where the user
+# gave them.
 PRUNED_FAMILY = "pruned_family"
 
 
@@ -67,7 +68,7 @@ def family_from(model_type: str, data: Any) -> Family:
         stacks = tuple(_stack(stack) for stack in data["stacks"])
     except (KeyError, TypeError, ValueError) as error:
         raise MismatchError(f"{PRUNED_FAMILY}: not a table of pyprune ({type(error).__name__}: {error})") from None
-    return Family((model_type,), stacks)
+    return Family((model_type,), stacks, hidden=data.get("hidden") is True)
 
 
 def _stack(data: Mapping[str, Any]) -> Stack:

@@ -143,11 +143,15 @@ def test_layers_and_width_from_scores_to_checkpoint(run, dense, text, tmp_path):
     assert (code, "recipe='surgeon': not possible for the axis hidden" in err) == (2, True)
 
 
-def test_verify_a_dense_model(run, dense):
+def test_verify_a_dense_model(run, dense, tmp_path):
     code, out, _ = run("verify", dense, "--keep", "0.5", "--seed", "3")
     assert code == 0
-    assert "masked = sliced" in out
+    assert out.startswith("axes: heads, neurons, layers, hidden\nmasked = sliced")
     assert "sliced = reloaded" in out
+    code, out, _ = run("verify", tiny_checkpoint(tmp_path / "models" / "mixtral", "mixtral"))
+    assert code == 0
+    assert out.startswith("axes: kv_groups, experts, neurons, layers\nnot tried: axis 'hidden' of MixtralModel: it has")
+    assert json.loads(run("verify", dense, "--json")[1])[0]["axes"] == ["heads", "neurons", "layers", "hidden"]
 
 
 def test_verify_notices_a_changed_checkpoint(run, dense, text):

@@ -130,8 +130,11 @@ assert "pyprune" not in sys.modules
 
 
 def test_a_pruned_checkpoint_is_never_loaded_wrong_without_pyprune(tmp_path):
-    """By transformers' own errors, for every model type and axis alone, and for emptied blocks."""
-    first = {case.row: case for case in reversed(cases())}.values()
+    """By transformers' own errors, for every model type and axis alone, and for emptied blocks.
+
+    Not for layers: what lost nothing else needs no pyprune.
+    """
+    first = {case.row: case for case in reversed(cases()) if case.axis != "layers"}.values()
     models = [case.pruned() for case in first]
     for variant in ("t5", "bert", "mask2former"):
         dense = tiny_model(variant, heads(variant)[0])

@@ -17,6 +17,7 @@ from pyprune.models.discovered import PRUNED_FAMILY
 from pyprune.models.discovery.candidates import Candidate, Spec, candidates
 from pyprune.models.discovery.proof import Prover
 from pyprune.models.discovery.trace import FoundStack, repeated, stacks, trace
+from pyprune.models.hidden import HIDDEN
 from pyprune.models.inputs import example_inputs, look_of
 from pyprune.models.sequential import discover_sequential_
 
@@ -26,8 +27,9 @@ def discover_(model: Any, inputs: Mapping[str, torch.Tensor] | None = None) -> s
 
     One call `model(**inputs)` (default: `example_inputs`) shows which linear layers read the same tensor and which
     follow. What looks like attention or a feed-forward block, by shapes and by what its modules remember, is proved:
-    masked = sliced in float64 on these inputs, and on a step with a cache. What does not fit is left out. Returns one
-    line that says what was found, on which inputs it was proved, and what was left out.
+    masked = sliced in float64 on these inputs, and on a step with a cache. What does not fit is left out; so is the
+    hidden width, unless it passes the same proof. Returns one line that says what was found, on which inputs it was
+    proved, and what was left out.
 
     InputError when nothing fits, naming the modules, when layers are shared, or when the forward cannot be run.
     """
@@ -66,6 +68,7 @@ def discover_(model: Any, inputs: Mapping[str, torch.Tensor] | None = None) -> s
         )
     if reason := prover.fails(table, seed=1):
         raise InputError(f"{name}: what discovery found fits one by one, but not together ({reason})")
+    table["hidden"] = not prover.fails({**table, "hidden": True}, seed=1, axes=[HIDDEN])
     setattr(model.config, PRUNED_FAMILY, table)
     kinds = Counter(group.axis for group in TransformersAdapter().anatomy(model).groups)
     counts = ", ".join(f"{count} x {axis}" for axis, count in kinds.items())

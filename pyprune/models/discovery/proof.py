@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from pyprune.core.errors import PyPruneError
 from pyprune.core.plan import Plan
 from pyprune.models.adapter import TransformersAdapter
 from pyprune.models.discovered import PRUNED_FAMILY
+from pyprune.models.hidden import HIDDEN
 from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 
@@ -50,12 +51,15 @@ class Prover:
             self.cached = False
         self.dense = {kernel: self._run(self.model, kernel) for kernel in self.kernels}
 
-    def fails(self, table: dict[str, Any], seed: int = 0) -> str:
-        """Why the model with this table is not the same masked and sliced; empty when it is."""
+    def fails(self, table: dict[str, Any], seed: int = 0, axes: Sequence[str] = ()) -> str:
+        """Why the model with this table is not the same masked and sliced; empty when it is.
+
+        `axes` are those beyond the blocks that lose units too.
+        """
         adapter = TransformersAdapter()
         with _described(self.model, table):
             try:
-                anatomy = adapter.anatomy(self.model)
+                anatomy = adapter.anatomy(self.model, axes)
                 plan = _some(anatomy, seed)
                 sliced = slice_(copy.deepcopy(self.model), adapter, plan)
                 for kernel in self.kernels:
@@ -65,7 +69,7 @@ class Prover:
                     allowed = _ROUNDINGS * torch.finfo(self.dtype).eps * largest
                     if not max_difference(expected, self.dense[kernel]) > allowed:
                         return "nothing changes without it"
-                    difference = max_difference(expected, self._run(sliced, kernel))
+                    difference = max_difference(expected, self._run(sliced, kernel), plan.kept.get(HIDDEN))
                     if not difference <= allowed:
                         return f"sliced, it differs by {difference:.1e} from what it is masked"
             except _FAILURES as error:
