@@ -6,7 +6,8 @@ from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.head_dims import head_dims
 
-_SELF = Attention(
+# Families with the same layers in other surroundings take these tables too.
+SELF_ATTENTION = Attention(
     module="attention.self",
     query="attention.self.query",
     key="attention.self.key",
@@ -20,7 +21,7 @@ _SELF = Attention(
     derives_head_dim=True,
 )
 # The config has one head count for both attentions, and it speaks for the first.
-_CROSS = Attention(
+CROSS_ATTENTION = Attention(
     module="crossattention.self",
     query="crossattention.self.query",
     key="crossattention.self.key",
@@ -33,14 +34,13 @@ _CROSS = Attention(
     cross=True,
     when=lambda layer: hasattr(layer, "crossattention"),
 )
-_FEED_FORWARD = FeedForward(
+FEED_FORWARD = FeedForward(
     inner=("intermediate.dense",),
     output="output.dense",
     entry=("intermediate",),
     exit=("output.LayerNorm",),
     config_key="intermediate_size",
 )
-_PARTS = (_SELF, *head_dims(_SELF), _CROSS, _FEED_FORWARD)
 
 FAMILIES = (
     Family(
@@ -48,8 +48,8 @@ FAMILIES = (
         stacks=(
             Stack(
                 layers="encoder.layer",
-                parts=_PARTS,
                 depth=Depth("num_hidden_layers"),
+                parts=(SELF_ATTENTION, *head_dims(SELF_ATTENTION), CROSS_ATTENTION, FEED_FORWARD),
             ),
         ),
     ),

@@ -9,6 +9,7 @@ from torch import nn
 from pyprune.core.anatomy import Block
 from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
+from pyprune.models.families.bert import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
 from pyprune.models.place import Place
@@ -68,33 +69,9 @@ _VISION = (
 )
 # Encoder and decoder of the question answering model are built from one config: it cannot count by layers.
 _TEXT = (
-    Attention(
-        module="attention.self",
-        query="attention.self.query",
-        key="attention.self.key",
-        value="attention.self.value",
-        output="attention.output.dense",
-        exit=("attention.output.LayerNorm",),
-        head_dim="attention_head_size",
-        counts=("num_attention_heads",),
-        widths=("all_head_size",),
-    ),
-    Attention(
-        module="crossattention.self",
-        query="crossattention.self.query",
-        key="crossattention.self.key",
-        value="crossattention.self.value",
-        output="crossattention.output.dense",
-        exit=None,
-        head_dim="attention_head_size",
-        counts=("num_attention_heads",),
-        widths=("all_head_size",),
-        cross=True,
-        when=lambda layer: hasattr(layer, "crossattention"),
-    ),
-    FeedForward(
-        inner=("intermediate.dense",), output="output.dense", entry=("intermediate",), exit=("output.LayerNorm",)
-    ),
+    replace(SELF_ATTENTION, config_key="", derives_head_dim=False),
+    CROSS_ATTENTION,
+    replace(FEED_FORWARD, config_key=""),
 )
 
 

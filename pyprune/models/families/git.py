@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
+from pyprune.models.families.bert import FEED_FORWARD, SELF_ATTENTION
 from pyprune.models.family import Family, Stack
-from pyprune.models.feed_forward import FeedForward
 from pyprune.models.images import patches
 
 
@@ -20,28 +19,7 @@ FAMILIES = (
             Stack(
                 layers="encoder.layer",
                 depth=Depth("num_hidden_layers"),
-                parts=(
-                    Attention(
-                        module="attention.self",
-                        query="attention.self.query",
-                        key="attention.self.key",
-                        value="attention.self.value",
-                        output="attention.output.dense",
-                        exit=("attention.output.LayerNorm",),
-                        head_dim="attention_head_size",
-                        counts=("num_attention_heads",),
-                        widths=("all_head_size",),
-                        config_key="num_attention_heads",
-                        derives_head_dim=True,
-                    ),
-                    FeedForward(
-                        inner=("intermediate.dense",),
-                        output="output.dense",
-                        entry=("intermediate",),
-                        exit=("output.LayerNorm",),
-                        config_key="intermediate_size",
-                    ),
-                ),
+                parts=(SELF_ATTENTION, FEED_FORWARD),
                 extra_tokens=_image_tokens,
             ),
         ),

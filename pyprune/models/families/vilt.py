@@ -1,11 +1,11 @@
 """ViLT: a pre-norm encoder of one sequence, in which the patches of an image follow the text."""
 
+from dataclasses import replace
 from typing import Any
 
-from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
+from pyprune.models.families.bert import FEED_FORWARD, SELF_ATTENTION
 from pyprune.models.family import Family, Stack
-from pyprune.models.feed_forward import FeedForward
 from pyprune.models.images import patches
 
 
@@ -22,24 +22,15 @@ FAMILIES = (
                 layers="encoder.layer",
                 depth=Depth("num_hidden_layers"),
                 parts=(
-                    Attention(
+                    replace(
+                        SELF_ATTENTION,
                         module="attention.attention",
                         query="attention.attention.query",
                         key="attention.attention.key",
                         value="attention.attention.value",
-                        output="attention.output.dense",
-                        head_dim="attention_head_size",
-                        counts=("num_attention_heads",),
-                        widths=("all_head_size",),
-                        config_key="num_attention_heads",
-                        derives_head_dim=True,
+                        exit=(),
                     ),
-                    FeedForward(
-                        inner=("intermediate.dense",),
-                        output="output.dense",
-                        entry=("layernorm_after", "intermediate"),
-                        config_key="intermediate_size",
-                    ),
+                    replace(FEED_FORWARD, entry=("layernorm_after", "intermediate"), exit=()),
                 ),
                 extra_tokens=_image_tokens,
             ),
