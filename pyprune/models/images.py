@@ -11,6 +11,14 @@ def pair(size: Any) -> tuple[int, int]:
     return height, width
 
 
+def image_size(config: Any, usual: int) -> tuple[int, int]:
+    """Height and width of images; `usual`, what the family's processor makes, where the config gives none.
+
+    Families that take images of any size know no such attribute, but their configs keep it once it is set.
+    """
+    return pair(getattr(config, "image_size", None) or usual)
+
+
 def patch_grid(config: Any) -> tuple[int, int]:
     """Rows and columns of whole patches in an image of the config's size."""
     (height, width), (rows, columns) = pair(config.image_size), pair(config.patch_size)

@@ -112,6 +112,20 @@ def test_tokens_of_a_stage_follow_from_the_image():
     assert {cost.keys for cost in costs} == {256}
 
 
+@pytest.mark.parametrize(("variant", "usual"), [("segformer", 512), ("resnet", 224)])
+def test_the_size_of_images_can_be_said_where_configs_know_none(variant, usual, tmp_path):
+    model = tiny_model(variant, image_size=None)
+    adapter = adapter_for(model)
+    flops = adapter.anatomy(model).flops(1)
+    model.config.image_size = usual
+    assert adapter.anatomy(model).flops(1) == flops
+    model.config.image_size = [usual // 2, usual]
+    halved = adapter.anatomy(model).flops(1)
+    assert halved < 0.6 * flops
+    model.save_pretrained(tmp_path)
+    assert adapter.anatomy(load(tmp_path)[0]).flops(1) == halved
+
+
 def test_windows_that_are_padded_cost_attention_more_tokens():
     model = tiny_model("swin-padded")
     heads, neurons, *_ = adapter_for(model).anatomy(model).groups

@@ -11,7 +11,7 @@ from torch import nn
 
 from pyprune.models.channels import Channels
 from pyprune.models.family import Family, Stack
-from pyprune.models.images import pair
+from pyprune.models.images import image_size
 
 # The config knows no size of images: this is what the family's processor makes.
 _IMAGE_SIZE = 224
@@ -30,7 +30,7 @@ def _positions(config: Any, stage: int, entered: bool) -> int:
     halvings = 2 + stage + (config.downsample_in_first_stage and (entered or stage > 0))
     if stage > 0 and not entered:
         halvings -= 1
-    rows, columns = (-(-size // 2**halvings) for size in pair(getattr(config, "image_size", None) or _IMAGE_SIZE))
+    rows, columns = (-(-size // 2**halvings) for size in image_size(config, _IMAGE_SIZE))
     return rows * columns
 
 

@@ -14,7 +14,7 @@ from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
-from pyprune.models.images import pair
+from pyprune.models.images import image_size
 from pyprune.models.place import Place
 
 # The config knows no size of images, though old checkpoints give it one: this is what the family's processor makes.
@@ -39,7 +39,7 @@ class EmptyMixMLP(nn.Module):
 
 def _grid(config: Any, stage: int) -> tuple[int, int]:
     """Rows and columns of a stage's feature map, behind the padded convolution that each stage begins with."""
-    rows, columns = pair(getattr(config, "image_size", _IMAGE_SIZE))
+    rows, columns = image_size(config, _IMAGE_SIZE)
     for kernel, stride in zip(config.patch_sizes[: stage + 1], config.strides[: stage + 1], strict=True):
         outside = 2 * (kernel // 2) - kernel
         rows, columns = (rows + outside) // stride + 1, (columns + outside) // stride + 1
