@@ -50,13 +50,22 @@ class WithoutKeys(TorchFunctionMode):
 
 
 def mask_tokens(stack: ExitStack, model: nn.Module, anatomy: Anatomy, masks: Mapping[str, torch.Tensor]) -> None:
-    """Hide the tokens whose mask is 0, each from its layer on; the last layer of a stack hands on the others alone."""
+    """Hide the tokens whose mask is 0, each from its layer on; the last layer of a stack hands on the others alone.
+
+    Layers of mask 0 hide nothing.
+    """
+    kept_layers = {
+        g.units.name: masks[g.units.name].cpu().nonzero()[:, 0] for g in anatomy.layer_groups if g.units.name in masks
+    }
+    absent = anatomy.lost_layers(kept_layers)
     left: dict[str, tuple[TokenGroup, torch.Tensor]] = {}
     gone: dict[str, set[int]] = {}
     for group in anatomy.token_groups:
         mask = masks.get(group.units.name, torch.ones(group.units.size))
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise InputError(f"mask of {group.units.name}: every token must be 0 or 1, since attention counts them")
+        if group.layer in absent:
+            continue
         lost = gone.setdefault(group_kind(group.units), set())
         lost |= {position for position, m in zip(group.positions, mask.tolist(), strict=True) if not m}
         kept = torch.tensor([True] * group.first + [position not in lost for position in group.positions])

@@ -271,16 +271,23 @@ class Anatomy:
         return (*(block.units for block in self.blocks), *(group.units for group in beyond))
 
     def lost_layers(self, kept: Mapping[str, torch.Tensor]) -> frozenset[str]:
-        """Paths of the layers that are left out when the units `kept[name]` of every group stay."""
+        """Paths of the layers that are left out when the units `kept[name]` of every group stay (default: all)."""
         lost = set()
         for group in self.layer_groups:
-            lost |= set(group.layers) - {group.layers[unit] for unit in kept[group.units.name].tolist()}
+            if group.units.name in kept:
+                lost |= set(group.layers) - {group.layers[unit] for unit in kept[group.units.name].tolist()}
         return frozenset(lost)
 
     def counts(self, kept: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """How many units of each group are there when `kept[name]` stay: none of a layer that is left out."""
         lost = self.lost_layers(kept)
         counts = {name: len(units) for name, units in kept.items()}
+        before: dict[str, int] = {}
+        for group in self.token_groups:  # a layer that is left out lets no tokens go
+            kind = group_kind(group.units)
+            if group.layer in lost:
+                counts[group.units.name] = before.get(kind, group.units.size)
+            before[kind] = counts[group.units.name]
         return counts | {block.units.name: 0 for block in self.blocks if block.layer_path in lost}
 
     def tokens_seen(self, kept: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from pyprune.models.native import make_native_
 from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import tiny_model
+from pyprune.testing.zoo import ZOO
 
 # Every kind of encoder, with every head that takes fewer tokens.
 MODELS = [
@@ -139,6 +140,26 @@ def test_flops_are_the_counted_ones():
 
     assert counted(dense) == anatomy.flops(1.0)
     assert counted(slice_(dense, adapter, plan)) == plan.cost(anatomy, "flops")
+
+
+@pytest.mark.parametrize("variant", ["vit", "vit-bert"])
+def test_a_last_layer_that_is_left_out_lets_no_tokens_go(variant):
+    model = tiny_model(variant, ZOO[variant].heads[0], torch.float64)
+    adapter = adapter_for(model)
+    anatomy = adapter.anatomy(model, ["tokens", "layers"])
+    plan = Plan.keep_all(anatomy)
+    *_, second, last = anatomy.token_groups
+    plan.kept[second.units.name] = torch.arange(1, second.units.size)
+    plan.kept[last.units.name] = torch.arange(2, last.units.size)
+    stack = next(g for g in anatomy.layer_groups if last.layer in g.layers)
+    plan.kept[stack.units.name] = torch.arange(stack.units.size - 1)
+    inputs = inputs_of(model)
+    with masked(model, anatomy, plan):
+        expected = run(model, inputs)
+    flops = anatomy.flops(8, anatomy.counts(plan.kept))
+    slice_(model, adapter, plan)
+    assert max_difference(expected, run(model, inputs)) < ROUNDING
+    assert flops == pytest.approx(adapter.anatomy(model).flops(8), rel=1e-12)
 
 
 def test_pruned_again_with_layers_heads_and_width(tmp_path):
