@@ -134,7 +134,9 @@ class TransformersAdapter:
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:
         """Bring derived attributes, emptied blocks and the config in line after the weights were cut."""
         for group in anatomy.groups:
-            for attribute in group.attributes if len(kept[group.name]) < group.size else ():
+            if group.axis in HEAD_DIM_AXES and len(kept[group.name]) == group.size:
+                continue  # a head that keeps its size does not remember two
+            for attribute in group.attributes:
                 module = model.get_submodule(attribute.module)
                 remember_(module, attribute.name, attribute.value(len(kept[group.name])))
         before = {group.name: group for group in anatomy.groups}
