@@ -167,9 +167,9 @@ class UnitGroup:
     least: int = 0
 
 
-def group_kind(group: UnitGroup) -> str:
+def group_kind(group: UnitGroup | str) -> str:
     """The group's name without its layer: what the groups of one stack and one kind have in common."""
-    return re.sub(r"\blayers(\.\d+)+", "layers.*", group.name)
+    return re.sub(r"\blayers(\.\d+)+", "layers.*", group if isinstance(group, str) else group.name)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import Anatomy, Block, UnitGroup, group_kind
+from pyprune.core.anatomy import Anatomy, Block, UnitCost, UnitGroup, group_kind
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
+
+_SUMMED = ("params", "attention", "key_params", "table_params", "per_token", "per_pass")
 
 
 class Alike:
@@ -34,14 +37,7 @@ class Alike:
             first = groups[0]
             if any(group.size != first.size for group in groups):
                 raise InputError(f"uniform: {name} differ in size already, prune the dense model instead")
-            cost = first.cost
-            cost = replace(
-                cost,
-                params=sum(g.cost.params for g in groups),
-                key_params=sum(g.cost.key_params for g in groups),
-                attention=sum(g.cost.attention for g in groups),
-            )
-            together.append(replace(blocks[0], units=replace(first, name=name, cost=cost)))
+            together.append(replace(blocks[0], units=replace(first, name=name, cost=_together(groups))))
             values[name] = torch.stack([_values(scores, g)[self.ranked[g.name]].double() for g in groups]).sum(0)
         self.anatomy = Anatomy(anatomy.model_type, anatomy.layers, tuple(together))
         self.scores = Scores(values, scores.meta)
@@ -55,6 +51,18 @@ class Alike:
         counts = {g.name: plan.counts[name] for name, groups in self.members.items() for g in groups}
         kept = {name: self.ranked[name][:count] for name, count in counts.items()}
         return Plan(kept, self.sizes, plan.length, {**plan.meta, "uniform": True})
+
+
+def _together(groups: list[UnitGroup]) -> UnitCost:
+    """Cost of one unit of each of `groups`; the groups that it depends on are merged like these."""
+    costs = [group.cost for group in groups]
+    summed: Any = {name: sum(getattr(cost, name) for cost in costs) for name in _SUMMED}
+    return replace(
+        costs[0],
+        **summed,
+        experts=group_kind(costs[0].experts),
+        shared=tuple((group_kind(other), weights, tokens) for c in costs for other, weights, tokens in c.shared),
+    )
 
 
 def _values(scores: Scores, group: UnitGroup) -> torch.Tensor:
