@@ -27,7 +27,12 @@ def floors(
 
     InputError for patterns that fit nothing and axes that the model does not have.
     """
+    for name, given in (("keep", keep), ("axes", axes)):
+        if isinstance(given, str):
+            raise InputError(f"{name}={given!r}: give a list, [{given!r}]")
     _check_axes(anatomy, axes)
+    if not isinstance(floor, (int, Mapping)):
+        raise InputError(f"floor={floor!r}: give a number of units, or one for each group by its name")
     if not isinstance(floor, int) and (unknown := sorted(floor.keys() - {g.name for g in anatomy.groups})):
         raise InputError(f"floor: {unknown[0]!r} is no unit group of the model")
     for pattern in keep:
@@ -46,8 +51,8 @@ def floors(
     for group in anatomy.groups:
         whole = (axes is not None and group.axis not in axes) or group.name in kept_whole
         count = floor if isinstance(floor, int) else floor.get(group.name, 0)
-        if count < 0:
-            raise InputError(f"floor={count} must not be negative")
+        if not isinstance(count, int) or count < 0:
+            raise InputError(f"floor={count!r} must not be negative, and a number of units")
         step = granule(group, multiple_of)
         count = max(count, group.least)
         least[group.name] = group.size if whole else min(-(-count // step) * step, group.size)
@@ -56,8 +61,8 @@ def floors(
 
 def granule(group: UnitGroup, multiple_of: int) -> int:
     """Units by which a group may shrink so that its channels stay a multiple of `multiple_of`."""
-    if multiple_of < 1:
-        raise InputError(f"multiple_of={multiple_of} must be 1 or more")
+    if not isinstance(multiple_of, int) or multiple_of < 1:
+        raise InputError(f"multiple_of={multiple_of!r} must be 1 or more")
     if group.axis == "tokens":  # which are no channels
         return 1
     return multiple_of // math.gcd(multiple_of, group.width)

@@ -117,7 +117,9 @@ class Plan:
             raise InputError(f'{path}: not a pyprune plan (no "pyprune_plan": 1 and "groups")')
         try:
             kept = {name: torch.tensor(g["keep"]) for name, g in data["groups"].items()}
-            sizes = {name: int(g["size"]) for name, g in data["groups"].items()}
+            sizes = {name: g["size"] for name, g in data["groups"].items()}
+            if odd := [name for name, size in sizes.items() if type(size) is not int]:
+                raise InputError(f"plan: {odd[0]} has the size {sizes[odd[0]]!r}, which is no number of units")
             return cls(kept, sizes, float(data["length"]), dict(data.get("meta", {})))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None

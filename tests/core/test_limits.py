@@ -52,6 +52,11 @@ def test_floors_are_cut_to_the_size(anatomy):
         ({"axes": ["heads", "experts"]}, r"axis 'experts': the model has heads, neurons"),
         ({"floor": -1}, "floor=-1 must not be negative"),
         ({"floor": {"layers.9.heads": 1}}, "'layers.9.heads' is no unit group"),
+        ({"floor": 2.5}, "floor=2.5: give a number of units"),
+        ({"floor": {"layers.0.heads": 1.5}}, "floor=1.5 must not be negative, and a number of units"),
+        ({"keep": "layers.0.*"}, r"keep='layers.0.\*': give a list"),
+        ({"axes": "heads"}, "axes='heads': give a list"),
+        ({"multiple_of": 2.5}, "multiple_of=2.5 must be 1 or more"),
     ],
 )
 def test_refusals(anatomy, arguments, message):

@@ -74,6 +74,8 @@ def test_an_edit_by_hand_counts(tmp_path):
         (lambda d: d["groups"]["a"].update(keep="all"), "broken plan"),
         (lambda d: d["groups"]["a"].pop("keep"), "broken plan"),
         (lambda d: d["groups"]["a"].pop("size"), "broken plan"),
+        (lambda d: d["groups"]["a"].update(size=4.5), "a has the size 4.5, which is no number of units"),
+        (lambda d: d["groups"]["a"].update(size="4"), "a has the size '4', which is no number of units"),
         (lambda d: d["groups"].update(a=[1, 2]), "broken plan"),
         (lambda d: d.pop("length"), "broken plan"),
         (lambda d: d.update(length=0), "length=0.0 must be positive"),
