@@ -15,6 +15,7 @@ from torch import nn
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.core.storage import read_json
 from pyprune.models.adapter import adapter_for
+from pyprune.models.family import base_path
 from pyprune.models.registry import FAMILIES
 
 # Hub id -> (package that ships the same files, folder inside it).
@@ -123,12 +124,15 @@ def _checked_device(device: str | torch.device) -> torch.device:
 
 def _check_config(directory: Path) -> None:
     config = read_json(directory / "config.json")
+    named = config.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise InputError(f"{directory}: architectures must be a list of class names, found {json.dumps(named):.60}")
     _check_own_code(directory, config)
     _check_layers(directory, config)
     model_type = config.get("model_type")
     from transformers import CONFIG_MAPPING
 
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         tables = ", ".join(sorted(FAMILIES))
         remote = "its code would come with the checkpoint, and is not run; " if config.get("auto_map") else ""
         raise InputError(
@@ -207,13 +211,20 @@ def _load_model(directory: Path, dtype: str | torch.dtype) -> nn.Module:
 
 
 def _check_loaded(directory: Path, model: nn.Module, info: dict[str, Any]) -> None:
-    """Raise InputError when a weight has another shape than the config says, or is missing.
+    """Raise InputError when a weight has another shape than the config says, is missing, or of a layer too many.
 
     A pooler may be missing: it comes with the bare BERT, and language models are trained without one.
     """
     if info["mismatched_keys"]:
         name, found, expected = min(info["mismatched_keys"])
         raise InputError(f"{directory}: {name} is {list(found)} in the weight file, {list(expected)} by config.json")
+    base = base_path(model)
+    lists = {path.removeprefix(base): len(m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    for name in sorted(info["unexpected_keys"]):
+        for place in re.finditer(r"\.(\d+)\.", name):
+            size = lists.get(name[: place.start()].removeprefix(base))
+            if size is not None and int(place[1]) >= size:
+                raise InputError(f"{directory}: the weight file has {name}, config.json says {size} such layers")
     missing = sorted(name for name in info["missing_keys"] if "pooler." not in name)
     if missing:
         raise InputError(

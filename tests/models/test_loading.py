@@ -177,6 +177,9 @@ def test_a_pooler_may_be_missing(tmp_path):
         ({"num_attention_heads": "four"}, "expected int, got str"),
         ({"hidden_act": "unheard-of"}, "unheard-of"),
         ({"dtype": "float7"}, "float7"),
+        ({"architectures": "BertModel"}, 'architectures must be a list of class names, found "BertModel"'),
+        ({"architectures": [5]}, r"architectures must be a list of class names, found \[5\]"),
+        ({"model_type": ["bert"]}, r"model type \['bert'\] is not known to transformers"),
     ],
 )
 def test_a_config_that_cannot_be_used(checkpoint, entries, message):
@@ -188,6 +191,18 @@ def test_a_config_that_cannot_be_used(checkpoint, entries, message):
 def test_an_architecture_that_is_no_class_is_the_bare_model(checkpoint):
     edit_config(checkpoint, architectures=["__version__"])
     assert type(load(checkpoint)[0]) is transformers.BertModel
+
+
+@pytest.mark.parametrize("head", ["AutoModel", "AutoModelForMaskedLM"])
+def test_layers_that_the_config_does_not_have(head, tmp_path):
+    """They would be left out without a word."""
+    model = tiny_model("bert", head)
+    model.save_pretrained(tmp_path)
+    layers = model.config.num_hidden_layers
+    edit_config(tmp_path, num_hidden_layers=layers - 1)
+    name = rf"encoder.layer.{layers - 1}.attention.output.LayerNorm.bias"
+    with pytest.raises(InputError, match=rf"the weight file has .*{name}, config.json says {layers - 1} such layers"):
+        load(tmp_path)
 
 
 def test_an_index_without_files(checkpoint):
