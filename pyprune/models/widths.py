@@ -37,6 +37,8 @@ def read_widths(config: Any, family: Family, prefix: str, groups: Sequence[UnitG
         raise MismatchError(f"{PRUNED_GROUPS}: expected sizes by the names of groups, found {named!r:.40}")
     named = dict(named)
     layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else None
+    if layers is not None and (idle := config.per_layer_attributes - family.config_keys):
+        raise MismatchError(f"per_layer_config: {config.model_type} has no {min(idle)} that differs between layers")
     sizes = {}
     for group in groups:
         name = group.name.removeprefix(prefix)

@@ -55,6 +55,7 @@ EDITS = [
     ("t5", "pruned_groups", "many", "expected sizes by the names of groups, found 'many'"),
     ("clip", "text_config", {"per_layer_config": {"0": {"intermediate_size": -2}}}, "layers.0.neurons has 24 units"),
     ("clip", "text_config", {"per_layer_config": {"first": {"intermediate_size": 2}}}, NUMBERED),
+    ("t5", "per_layer_config", {"0": {"d_ff": 3}}, "per_layer_config: t5 has no d_ff that differs between layers"),
     (
         "clip",
         "vision_config",
