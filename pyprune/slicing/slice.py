@@ -139,7 +139,8 @@ def _tensor(model: nn.Module, name: str) -> torch.Tensor:
     plain = type(module) is nn.Linear or type(module).__module__.startswith("transformers.models.")
     if tensor is None or (isinstance(module, nn.Linear) and not plain):
         raise InputError(
-            f"{path} is a {type(module).__name__}, not a plain layer: prune before quantising, and merge adapters first"
+            f"{path} is a {type(module).__module__}.{type(module).__name__}, not a plain layer: "
+            "prune before quantising, and merge adapters first"
         )
     return tensor
 
