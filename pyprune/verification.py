@@ -204,6 +204,8 @@ def verify_checkpoint(path: str | Path, device: str = "cpu") -> list[Check]:
     with frozen(model):
         found = _entries(_outputs(model, inputs))
     expected = {k.removeprefix("outputs/"): v for k, v in tensors.items() if k.startswith("outputs/")}
+    if not expected:
+        raise InputError(f"{Path(path) / REFERENCE_FILE}: holds no outputs to compare with")
     largest = max(float(v.abs().max()) for v in expected.values())
     difference = max_difference(expected, {k: v.cpu() for k, v in found.items()})
     return [Check("stored = reloaded", difference, allowed(model.dtype, largest))]

@@ -6,9 +6,12 @@ from safetensors.torch import load_file, save_file
 
 import pyprune
 from pyprune.core.batches import Samples
+from pyprune.core.errors import InputError
+from pyprune.core.storage import read_tensors, write_tensors
 from pyprune.models.adapter import adapter_for, asked_axes
 from pyprune.testing.models import heads, random_plan, tiny_model
 from pyprune.testing.zoo import ZOO
+from pyprune.verification import REFERENCE_FILE
 
 # Checkpoints of each kind of input.
 REPLAYED = ("gpt2", "t5", "whisper", "pix2struct", "mask2former", "clip", "vilt", "siglip-vision", "mixtral")
@@ -77,3 +80,11 @@ def test_any_padding_token_of_the_config_will_do(pad, tmp_path):
     data = Samples([{"input_ids": torch.arange(3, 7 + s)} for s in range(4)], None, {})
     pyprune.prune(model, {"flops": 0.6}, data, out=tmp_path / "small")
     assert all(check.equal for check in pyprune.verify_checkpoint(tmp_path / "small"))
+
+
+def test_a_reference_without_outputs_proves_nothing(tmp_path):
+    folder = pyprune.save(tiny_model("bert"), tmp_path / "model")
+    tensors, meta = read_tensors(folder / REFERENCE_FILE)
+    write_tensors(folder / REFERENCE_FILE, {k: v for k, v in tensors.items() if k.startswith("inputs/")}, meta)
+    with pytest.raises(InputError, match=r"pyprune_reference.st: holds no outputs to compare with"):
+        pyprune.verify_checkpoint(folder)
