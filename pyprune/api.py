@@ -35,7 +35,7 @@ from pyprune.models.card import write_card
 from pyprune.models.discovered import found_line
 from pyprune.models.discovery import discover_
 from pyprune.models.loading import check_model, load, local_directory
-from pyprune.models.native import make_native_, native_groups
+from pyprune.models.native import is_native, make_native_, native_groups
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome
@@ -215,7 +215,9 @@ def _floors(
         raise InputError(f"deploy={deploy!r}: choose one of {', '.join(get_args(Deploy))}")
     if deploy == "uniform":
         native = native_groups(model)
-        least |= {g.name: g.size for g in anatomy.groups if g.name not in native and g.axis != "layers"}
+        # Configs cannot say that a block is absent: one unit of each stays.
+        lowest = {g.name: max(least[g.name], min(1, g.size)) if g.name in native else g.size for g in anatomy.groups}
+        least |= {g.name: lowest[g.name] for g in anatomy.groups if g.axis != "layers"}
     return least
 
 
@@ -228,13 +230,19 @@ def _mean_length(scores: Scores) -> float:
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """The smaller dense model of `plan`: a copy, or with `inplace` the given model cut down.
 
-    A uniform plan leaves a config that needs no pyprune to load. Raises MismatchError when the plan was made for
-    another model.
+    A uniform plan leaves a config that needs no pyprune to load; InputError when it cannot. Raises MismatchError when
+    the plan was made for another model.
     """
     adapter = adapter_for(model)
     plan.check(adapter.anatomy(model, plan.axes))
+    uniform = plan.meta.get("uniform")
+    if uniform and not is_native(model, plan.kept, plan.axes):
+        raise InputError(
+            f"the plan is called uniform, but {type(model.config).__name__} cannot say its widths: let all layers of "
+            'a stack keep as many units, and at least one, or take "uniform" out of its meta'
+        )
     pruned = slice_(model if inplace else copy.deepcopy(model), adapter, plan)
-    if plan.meta.get("uniform"):
+    if uniform:
         make_native_(pruned)
     return pruned
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,18 +37,25 @@ def make_native_(model: Any) -> bool:
 
 def native_groups(model: Any) -> set[str]:
     """Names of the groups whose width, one for all layers of a stack, the family's config can describe."""
-    adapter = TransformersAdapter()
-    groups = adapter.anatomy(model).groups
+    groups = TransformersAdapter().anatomy(model).groups
     found = set()
     for kind in dict.fromkeys(map(group_kind, groups)):
         alike = {g.name for g in groups if group_kind(g) == kind}
-        with torch.device("meta"):
-            twin = type(model)(copy.deepcopy(model.config))
         kept = {g.name: torch.arange((g.size + 1) // 2 if g.name in alike else g.size, device="cpu") for g in groups}
-        cut_(twin, adapter, adapter.anatomy(twin), kept)
-        if make_native_(twin):
+        if is_native(model, kept):
             found |= alike
     return found
+
+
+def is_native(model: Any, kept: Mapping[str, torch.Tensor], axes: Sequence[str] | None = None) -> bool:
+    """Whether the family's config can describe what is left of `model` when of each group the units `kept[name]` stay.
+
+    Tried on a copy without weights. `axes` are those of `kept` that belong to no block.
+    """
+    adapter = TransformersAdapter()
+    with torch.device("meta"):
+        twin = type(model)(copy.deepcopy(model.config))
+    return make_native_(cut_(twin, adapter, adapter.anatomy(twin, axes), kept))
 
 
 def _settings(model: nn.Module) -> dict[str, dict[str, int]] | None:

@@ -96,6 +96,31 @@ def test_a_shape_that_the_config_cannot_say_leaves_it_alone():
     assert model.config.to_dict() == before
 
 
+@pytest.mark.parametrize("cheap", ["kv_groups", "neurons"])
+def test_a_uniform_plan_empties_no_block_of_all_layers(cheap):
+    """No config can say that: the checkpoint would need pyprune."""
+    model = tiny_model("llama")
+    groups = adapter_for(model).anatomy(model).groups
+    scores = pyprune.Scores({g.name: torch.rand(g.size) * (1e-9 if g.axis == cheap else 1) for g in groups})
+    plan = pyprune.plan(model, scores, {"flops": 0.35}, length=8, deploy="uniform")
+    assert min(plan.counts.values()) == 1
+    config = pyprune.apply(model, plan).config
+    assert not config.is_heterogeneous
+    assert "pruned_groups" not in vars(config)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_plan_that_only_says_to_be_uniform_is_refused(left):
+    model = tiny_model("llama")
+    plan = Plan.keep_all(adapter_for(model).anatomy(model))
+    plan.meta["uniform"] = True
+    plan.kept |= {name: torch.arange(left) for name in plan.kept if left == 0 or name == "layers.0.neurons"}
+    before = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match="the plan is called uniform, but LlamaConfig cannot say its widths"):
+        pyprune.apply(model, plan, inplace=True)
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == before
+
+
 def test_an_unknown_deployment_is_refused():
     with pytest.raises(InputError, match="deploy='everywhere': choose one of layers, uniform"):
         pyprune.prune(tiny_model("bert"), {"flops": 0.5}, samples(), deploy="everywhere")
