@@ -23,7 +23,7 @@ from pyprune.calibration import calibration_data, most_tokens
 from pyprune.core.anatomy import ASKED_AXES, Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
-from pyprune.core.errors import InputError
+from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.limits import floors
 from pyprune.core.partial import Partial, check_partial, data_fingerprint, fingerprint
 from pyprune.core.plan import Plan
@@ -318,14 +318,27 @@ def save(
     """
     if not hasattr(model, "save_pretrained"):
         raise InputError(f"{type(model).__name__} has no config to load it from: save it whole, by torch.save")
+    anatomy = adapter_for(model).anatomy(model)
+    if plan is not None:
+        _check_follows(anatomy, plan)
     origin = None if source is None else local_directory(source)
     with complete_directory(out, overwrite) as folder:
         write_checkpoint(model, tokenizer, folder, origin)
         if plan is not None:
             plan.save(folder / PLAN_FILE)
-        write_card(folder, model, adapter_for(model).anatomy(model), plan, None if source is None else str(source))
+        write_card(folder, model, anatomy, plan, None if source is None else str(source))
         write_reference(model, folder)
     return Path(out)
+
+
+def _check_follows(anatomy: Anatomy, plan: Plan) -> None:
+    """Raise MismatchError unless `plan` may have made the model of this anatomy (names move up by layers left out)."""
+    for group in anatomy.groups:
+        if group.name not in plan.counts or (not plan.axes and plan.counts[group.name] != group.size):
+            raise MismatchError(
+                f"the plan did not make this model: {group.name} has {group.size} units here, "
+                f"{plan.counts.get(group.name, 'none')} are kept by the plan"
+            )
 
 
 def export(

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from pyprune.core.errors import InputError
+import pyprune
+from pyprune.core.errors import InputError, MismatchError
+from pyprune.models.adapter import adapter_for
 from pyprune.models.loading import load, resolve
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
-from pyprune.testing.models import tiny_model
+from pyprune.testing.models import random_plan, tiny_model
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -43,6 +45,17 @@ def test_a_checkpoint_is_never_overwritten_unasked(tmp_path):
     with pytest.raises(InputError, match="cannot be written to"):
         check_output(out / "file" / "below")
     assert check_output(out, overwrite=True) == out
+
+
+def test_a_plan_that_did_not_make_the_model_is_refused(tmp_path):
+    model, other = tiny_model("bert"), tiny_model("llama")
+    for of in (model, other):
+        plan = random_plan(adapter_for(of).anatomy(of), emptied=False)
+        with pytest.raises(
+            MismatchError, match=r"the plan did not make this model: layers\.0\.heads has 4 units here, "
+        ):
+            pyprune.save(model, tmp_path / "small", plan=plan)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_save_leaves_nothing(tmp_path):
