@@ -418,6 +418,8 @@ def prune(
 
     with stages.stage("load"):
         source = None if isinstance(model, nn.Module) else model
+        if source is not None and out is not None and Path(out).resolve() == Path(source).resolve():
+            raise InputError(f"out={str(out)!r} is the model itself, which would be lost; choose another directory")
         dense, tokenizer = _load(model, tokenizer, dtype, device)
         adapter = adapter_for(dense)
         anatomy = adapter.anatomy(dense, axes if given is None else given.axes)

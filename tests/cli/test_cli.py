@@ -295,6 +295,11 @@ def test_a_full_output_directory_is_left_alone(run, dense, text):
     assert [p.name for p in Path.cwd().iterdir()] == ["small"]
 
 
+def test_the_model_itself_is_never_overwritten(run, dense, text):
+    model = tiny_copy(dense, "mine")
+    refuse(run, "prune", model, "--data", text, "--out", "./mine", "--overwrite", says="out='mine' is the model itself")
+
+
 def test_a_folder_that_only_looks_like_stage_results_is_left_alone(run, dense, text):
     Path("small.partial").mkdir()
     Path("small.partial/precious.txt").write_text("keep me")
