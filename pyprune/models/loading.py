@@ -171,7 +171,7 @@ def _check_weight_files(directory: Path) -> None:
     names = ["model.safetensors"]
     if index.is_file():
         files = read_json(index).get("weight_map")
-        if not isinstance(files, dict):
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
             raise InputError(f'{index}: no "weight_map" from weights to files')
         names = sorted(set(files.values()))
     for name in names:
@@ -264,8 +264,9 @@ def _load_tokenizer(directory: Path) -> Any:
         return None
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise InputError(f"{directory}: the tokenizer cannot be read ({_first_line(error)})") from error
+    except Exception as error:  # whatever a tokenizer's own code makes of a broken file
+        what = f"{type(error).__name__}: {_first_line(error)}"
+        raise InputError(f"{directory}: the tokenizer cannot be read ({what})") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -205,8 +205,16 @@ def test_layers_that_the_config_does_not_have(head, tmp_path):
         load(tmp_path)
 
 
-def test_an_index_without_files(checkpoint):
-    (checkpoint / "model.safetensors.index.json").write_text("{}")
+@pytest.mark.parametrize("text", ["{}", '{"a":', '{"model": 5}'])
+def test_a_tokenizer_that_cannot_be_read(text, checkpoint):
+    (checkpoint / "tokenizer.json").write_text(text)
+    with pytest.raises(InputError, match="the tokenizer cannot be read"):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": {"a": 5}}'])
+def test_an_index_without_files(text, checkpoint):
+    (checkpoint / "model.safetensors.index.json").write_text(text)
     with pytest.raises(InputError, match='no "weight_map"'):
         load(checkpoint)
 
