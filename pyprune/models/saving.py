@@ -17,6 +17,8 @@ from pyprune.core.errors import InputError
 
 # What sentence-transformers reads besides the model, and the list that names its further modules' folders.
 _SENTENCE_MODULES = "modules.json"
+# File systems allow 255 bytes, of which names beside the output need a few.
+_LONGEST_NAME = 240
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _SENTENCE_FILES = (_SENTENCE_MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
 
@@ -29,6 +31,8 @@ def check_output(out_dir: str | Path, overwrite: bool = False) -> Path:
     out = Path(out_dir)
     if out.name in ("", ".."):
         raise InputError(f"out={str(out)!r} has no name of its own; give the directory's name")
+    if len(os.fsencode(out.name)) > _LONGEST_NAME:
+        raise InputError(f"out={str(out)!r:.60}...: the directory's name is longer than {_LONGEST_NAME} bytes")
     if out.exists() and not out.is_dir():
         raise InputError(f"out={str(out)!r} is a file; give a directory")
     if out.exists() and any(out.iterdir()) and not overwrite:

@@ -58,6 +58,13 @@ def test_a_plan_that_did_not_make_the_model_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_is_too_long_for_what_is_written_beside_it(tmp_path):
+    with pytest.raises(InputError, match="the directory's name is longer than 240 bytes"):
+        check_output(tmp_path / ("a" * 241))
+    with complete_directory(tmp_path / ("a" * 240)):
+        pass
+
+
 def test_a_failed_save_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fail_halfway(tmp_path / "out")
