@@ -24,6 +24,7 @@ _HOMES = {
     ),
     "pyprune.core.plan": ("Plan",),
     "pyprune.core.scores": ("Scores",),
+    "pyprune.data.vocabulary": ("cut_tokenizer",),
     "pyprune.models.loading": ("load",),
     "pyprune.recipes": ("Flap", "Kwon", "LLMPruner", "Surgeon"),
     "pyprune.verification": ("verify_checkpoint", "verify_model"),

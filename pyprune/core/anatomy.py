@@ -3,14 +3,15 @@
 A transformer layer is two or more *blocks*: attention, cross-attention, feed-forward. Each ends in an output projection
 that writes to the residual stream, and its *units* (heads, KV groups, neurons, experts) are slices of the tensors in
 front of it. A `Block` says where these sit in the module tree; everything above works on blocks and never asks for a
-family's name. Groups of `MODEL_AXES` belong to no block: whole layers, the hidden width, and the tokens of an image.
+family's name. Groups of `MODEL_AXES` belong to no block: whole layers, the hidden width, the tokens of an image, and the
+vocabulary.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -19,14 +20,14 @@ from torch import nn
 from pyprune.core.errors import InputError
 
 Axis = Literal[
-    "heads", "kv_groups", "qk_dims", "vo_dims", "neurons", "experts", "channels", "layers", "hidden", "tokens"
+    "heads", "kv_groups", "qk_dims", "vo_dims", "neurons", "experts", "channels", "layers", "hidden", "tokens", "vocab"
 ]
 Site = Literal["projection", "convolution", "router", "tensor", "weights"]
 
 # The dimensions of a head: those in which queries meet keys, and those of values.
 HEAD_DIM_AXES = ("qk_dims", "vo_dims")
 # Axes whose groups belong to no block.
-MODEL_AXES = ("layers", "hidden", "tokens")
+MODEL_AXES = ("layers", "hidden", "tokens", "vocab")
 # An anatomy has the groups of these only if they are asked for.
 ASKED_AXES = (*HEAD_DIM_AXES, *MODEL_AXES)
 
@@ -251,6 +252,28 @@ class TokenGroup:
 
 
 @dataclass(frozen=True)
+class VocabularyGroup:
+    """The vocabulary: one unit is a token, by its number.
+
+    `units.cuts` are the rows of embeddings, output heads and their biases. The modules at the paths `embeddings` look
+    tokens up. `needed` tokens stay in any case. `parts[t]` are the tokens that a tokenizer makes token `t` of, each
+    after its own parts.
+    """
+
+    units: UnitGroup
+    embeddings: tuple[str, ...]
+    needed: frozenset[int]
+    parts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def closed(self, tokens: Iterable[int]) -> list[int]:
+        """What is needed and then `tokens` in their order, each behind its parts: what stays along with them."""
+        found: dict[int, None] = {}
+        for token in (*sorted(self.needed), *tokens):
+            found |= dict.fromkeys((*self.parts.get(token, ()), token))
+        return list(found)
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """Blocks of a model in the order in which the data passes them, and the groups of other axes that were asked for.
 
@@ -264,11 +287,12 @@ class Anatomy:
     layer_groups: tuple[LayerGroup, ...] = ()
     hidden: HiddenGroup | None = None
     token_groups: tuple[TokenGroup, ...] = ()
+    vocabulary: VocabularyGroup | None = None
 
     @property
     def groups(self) -> tuple[UnitGroup, ...]:
-        beyond = (*self.layer_groups, *((self.hidden,) if self.hidden else ()), *self.token_groups)
-        return (*(block.units for block in self.blocks), *(group.units for group in beyond))
+        beyond = (*self.layer_groups, self.hidden, *self.token_groups, self.vocabulary)
+        return (*(block.units for block in self.blocks), *(group.units for group in beyond if group))
 
     def lost_layers(self, kept: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Paths of the layers that are left out when the units `kept[name]` of every group stay (default: all)."""
@@ -316,7 +340,10 @@ class Anatomy:
         raise KeyError(f"{group_name!r} is no unit group; the model has {', '.join(g.name for g in self.groups)}")
 
     def flops(self, length: float, kept: Mapping[str, int] | None = None) -> float:
-        """FLOPs of the prunable blocks for one sequence of `length` tokens, with `kept[name]` units (default: all)."""
+        """FLOPs of the prunable blocks for one sequence of `length` tokens, with `kept[name]` units (default: all).
+
+        Output heads count when the vocabulary was asked for.
+        """
         kept = self._sizes if kept is None else kept
         width = self._width_left(kept)
         gone = sum(2.0 * (tokens or length) * weights for weights, tokens in self._shared_gone(kept))
@@ -329,7 +356,10 @@ class Anatomy:
         return sum(units) - gone
 
     def params(self, kept: Mapping[str, int] | None = None) -> int:
-        """Weights of the prunable blocks with `kept[name]` units a group (default: all); biases not counted."""
+        """Weights of the prunable blocks with `kept[name]` units a group (default: all); biases not counted.
+
+        Embeddings and output heads count when the vocabulary was asked for.
+        """
         kept = self._sizes if kept is None else kept
         gone = sum(weights for weights, _ in self._shared_gone(kept))
         units = sum(g.cost.params * self._counted(g, kept) * self._experts_left(g.cost, kept)[1] for g in self.groups)

@@ -41,7 +41,7 @@ def floors(
                 f"keep={pattern!r} fits no block of the model; groups are called {anatomy.groups[0].name}, ..., "
                 f"modules {anatomy.blocks[0].projection}, ..."
             )
-    beyond = anatomy.groups[len(anatomy.blocks) :]
+    beyond = [group for group in anatomy.groups[len(anatomy.blocks) :] if group.axis != "vocab"]
     if keep and beyond:
         raise InputError(
             f"keep={keep[0]!r}: the axis {beyond[0].axis} takes from every block; leave out one of the two"

@@ -53,6 +53,11 @@ class Plan:
         """Kept units a group."""
         return {name: int(index.numel()) for name, index in self.kept.items()}
 
+    def without(self, name: str) -> Plan:
+        """The plan for all other groups; the same where there is none of this name."""
+        kept = {other: units for other, units in self.kept.items() if other != name}
+        return Plan(kept, {other: self.sizes[other] for other in kept}, self.length, dict(self.meta))
+
     def mask(self, name: str) -> torch.Tensor:
         """`[size]` bool, True = keep."""
         mask = torch.zeros(self.sizes[name], dtype=torch.bool)
@@ -75,6 +80,13 @@ class Plan:
             if len(self.kept[group.name]) < group.least:
                 raise InputError(f"plan: {group.name} must keep at least {group.least} of {group.size} units")
         anatomy.tokens_seen(self.kept)
+        if anatomy.vocabulary:
+            lost = anatomy.vocabulary.needed - set(self.kept[anatomy.vocabulary.units.name].tolist())
+            if lost:
+                raise InputError(
+                    f"plan: {anatomy.vocabulary.units.name} must keep token {min(lost)}, which the model's config or "
+                    "its tokenizer needs"
+                )
 
     def cost(self, anatomy: Anatomy, resource: str) -> float:
         """Kept FLOPs (per sequence of `self.length` tokens) or parameters of the prunable blocks."""
