@@ -20,15 +20,16 @@ from torch import nn
 
 from pyprune import ops
 from pyprune.calibration import calibration_data, most_tokens
-from pyprune.core.anatomy import ASKED_AXES, Anatomy
+from pyprune.core.anatomy import Anatomy, asked
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
-from pyprune.core.errors import InputError, MismatchError
+from pyprune.core.errors import InputError
 from pyprune.core.limits import floors
 from pyprune.core.partial import Partial, check_partial, data_fingerprint, fingerprint
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
+from pyprune.data.vocabulary import cut_tokenizer, with_tokenizer
 from pyprune.formats import FORMATS, Exported
 from pyprune.models.adapter import adapter_for
 from pyprune.models.card import write_card
@@ -40,7 +41,8 @@ from pyprune.models.saving import check_output, complete_directory, write_checkp
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome
 from pyprune.recovery.distill import Distillation, distill
-from pyprune.search import search_jointly
+from pyprune.scoring import coverage, scored, scores_blocks, tokens_alone
+from pyprune.search import check_vocabulary, search_jointly, search_vocabulary
 from pyprune.search.separable import check_feasible
 from pyprune.slicing.slice import slice_
 from pyprune.verification import write_reference
@@ -52,7 +54,10 @@ PLAN_FILE = "pyprune_plan.json"
 
 @dataclass
 class Result:
-    """What `prune` made: the `pruned` model beside the `dense` one, and how it got there."""
+    """What `prune` made: the `pruned` model beside the `dense` one, and how it got there.
+
+    `tokenizer` is the dense model's; the pruned one's, which has lost the same tokens, is `pruned_tokenizer`.
+    """
 
     pruned: nn.Module | None
     dense: nn.Module
@@ -64,6 +69,7 @@ class Result:
     calibration: Samples
     held_out: Samples | None
     notices: list[str] = field(default_factory=list)
+    pruned_tokenizer: Any = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -136,16 +142,18 @@ def score(
 ) -> Scores:
     """What every prunable unit of `model` is worth; no labels are needed.
 
-    Units of `core.anatomy.ASKED_AXES` are scored if `axes` names them, by criteria that read weights alone.
+    Units of `core.anatomy.ASKED_AXES` are scored if `axes` names them, by criteria that read weights alone; those of
+    `vocab` by how often the data has each token, whatever the recipe (with `axes=["vocab"]` nothing else is scored, and
+    no data goes through the model).
     `settings` go to the recipe (with `recipe="kwon"`: `criterion="magnitude"`, `cotangent="labels"`, `draws=4`,
     `tokens="mean"`, ...). Raises InputError for models and data that cannot be used, NumericsError for NaN or Inf.
     """
     chosen = _recipe(recipe, **settings)
     ops.check_choice()
     model, tokenizer = _load(model, tokenizer, dtype, device)
-    anatomy = adapter_for(model).anatomy(model, axes)
-    calibration, _ = calibration_data(model, tokenizer, data, samples, seed)
-    scores = chosen.score(model, anatomy, calibration, seed, Stages(quiet))
+    anatomy = with_tokenizer(adapter_for(model).anatomy(model, axes), tokenizer)
+    calibration, _ = calibration_data(model, tokenizer, data, samples, seed, runs=scores_blocks(axes))
+    scores = scored(chosen, model, anatomy, calibration, seed, Stages(quiet), axes)
     scores.meta["truncated"] = calibration.truncated
     return scores
 
@@ -162,20 +170,22 @@ def plan(
     axes: Sequence[str] | None = None,
     multiple_of: int = 1,
     deploy: Deploy = "layers",
+    tokenizer: Any = None,
     **settings: Any,
 ) -> Plan:
     """Which units stay under `budget` (`{"flops": 0.6}`, `{"params": "7M"}`, or both); cheap, needs no data.
 
     FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. `floor` units stay in every
     group (or in those that it names), blocks that a pattern of `keep` fits stay whole (`"encoder.layer.0.*"`), and
-    only `axes` lose units (default: heads, neurons and their like; `qk_dims` and `vo_dims`, dimensions of heads,
-    `layers` and the width `hidden` have to be named, here and in `score`). With `multiple_of=64` every width is a
-    multiple of 64 channels, or dense. With `deploy="uniform"` all layers of a stack get one shape that the family's own
-    config can say, so that the checkpoint loads without pyprune; groups whose width it cannot say stay whole.
+    only `axes` lose units (default: heads, neurons and their like; those of `core.anatomy.ASKED_AXES` have to be named,
+    here and in `score`; `vocab` wants the `tokenizer`, whose special tokens and alphabet stay). With `multiple_of=64`
+    every width is a multiple of 64 channels, or dense. With `deploy="uniform"` all layers of a stack get one shape that
+    the family's own config can say, so that the checkpoint loads without pyprune; groups whose width it cannot say stay
+    whole.
     Raises BudgetError for budgets that are malformed or infeasible, InputError for patterns and axes that fit nothing.
     """
-    anatomy = adapter_for(model).anatomy(model, axes)
-    counted = _mean_length(scores) if length is None else float(length)
+    anatomy = with_tokenizer(adapter_for(model).anatomy(model, axes), tokenizer)
+    counted = scores.mean_length if length is None else float(length)
     least = _floors(model, anatomy, floor, keep, axes, multiple_of, deploy)
     bounds = {"multiple_of": multiple_of, "uniform": deploy == "uniform"}
     return _planned(_recipe(recipe, **settings), scores, anatomy, Budget.parse(budget), counted, least, **bounds)
@@ -185,23 +195,19 @@ def _planned(
     chosen: Recipe, scores: Scores, anatomy: Anatomy, budget: Budget, length: float, least: Any, **bounds: Any
 ) -> Plan:
     """The recipe's plan; with axes that belong to no block, its best over their numbers of units."""
-    if not _asked(group.axis for group in anatomy.groups):
+    if not asked(group.axis for group in anatomy.groups):
         return chosen.plan(scores, anatomy, budget, length, floor=least, **bounds)
 
     def find(remaining: Anatomy, absolute: Budget, floor: dict[str, int]) -> Plan:
         return chosen.plan(scores, remaining, absolute, length, floor=floor, **bounds)
 
-    return search_jointly(scores, anatomy, budget, length, least, find, bounds["multiple_of"])
-
-
-def _asked(axes: Iterable[str] | None) -> list[str]:
-    """Those of `axes` that an anatomy has to be asked for."""
-    return [axis for axis in dict.fromkeys(axes or ()) if axis in ASKED_AXES]
+    search = search_vocabulary if anatomy.vocabulary else search_jointly
+    return search(scores, anatomy, budget, length, least, find, bounds["multiple_of"])
 
 
 def _check_tuning(chosen: Recipe, axes: Iterable[str]) -> None:
-    """Raise InputError for tuning that compares blocks which a plan with these axes leaves out or narrows."""
-    beyond = _asked(axes)
+    """InputError for tuning that compares blocks which a plan with these axes narrows; the vocabulary is cut last."""
+    beyond = [axis for axis in asked(axes) if axis != "vocab"]
     if beyond and chosen.tuning != "none":
         raise InputError(f'tuning={chosen.tuning!r}: not possible for the axis {beyond[0]}; give tuning="none"')
 
@@ -217,19 +223,14 @@ def _floors(
         native = native_groups(model)
         # Configs cannot say that a block is absent: one unit of each stays.
         lowest = {g.name: max(least[g.name], min(1, g.size)) if g.name in native else g.size for g in anatomy.groups}
-        least |= {g.name: lowest[g.name] for g in anatomy.groups if g.axis != "layers"}
+        least |= {g.name: lowest[g.name] for g in anatomy.groups if g.axis not in ("layers", "vocab")}
     return least
-
-
-def _mean_length(scores: Scores) -> float:
-    if "mean_length" not in scores.meta:
-        raise InputError("these scores do not say how long their data was: give length=, at which FLOPs are counted")
-    return scores.meta["mean_length"]
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """The smaller dense model of `plan`: a copy, or with `inplace` the given model cut down.
 
+    Where the plan removes tokens, those that stay have new numbers: `pyprune.cut_tokenizer` makes the tokenizer.
     A uniform plan leaves a config that needs no pyprune to load; InputError when it cannot. Raises MismatchError when
     the plan was made for another model.
     """
@@ -265,8 +266,12 @@ def tune(
     """Fit the output projections of the pruned `model` to the dense `teacher` (`tuning="refit"` or `"mask"`).
 
     Works on a copy unless `inplace`. Returns the model and what became of each block. Mask tuning needs `scores`.
+    A model that lost tokens numbers them differently from its teacher: InputError; tune it first, by the plan without
+    them (`plan.without("vocab")`).
     """
     chosen = _recipe(recipe, **settings)
+    if "vocab" in plan.axes and chosen.tuning != "none":
+        raise InputError('the plan has a vocabulary: tune by plan.without("vocab"), and cut tokens afterwards')
     _check_tuning(chosen, plan.axes)
     student = model if inplace else copy.deepcopy(model)
     calibration, _ = calibration_data(teacher, tokenizer, data, samples, seed)
@@ -311,6 +316,7 @@ def save(
 ) -> Path:
     """Write a checkpoint that plain `AutoModel*.from_pretrained` loads after `import pyprune`; returns its directory.
 
+    `tokenizer` is the dense model's, which loses the tokens that `plan` removes.
     `plan` is stored beside the weights, and so are a model card and small reference inputs and outputs that `verify`
     replays. `source` is what the dense model was loaded from: what its processors and sentence-transformers read is
     copied from there.
@@ -318,9 +324,17 @@ def save(
     """
     if not hasattr(model, "save_pretrained"):
         raise InputError(f"{type(model).__name__} has no config to load it from: save it whole, by torch.save")
-    anatomy = adapter_for(model).anatomy(model)
     if plan is not None:
-        _check_follows(anatomy, plan)
+        plan.check_made(adapter_for(model).anatomy(model))
+    small = tokenizer if plan is None else cut_tokenizer(tokenizer, plan)
+    return _write(model, out, small, source, plan, overwrite)
+
+
+def _write(
+    model: nn.Module, out: str | Path, tokenizer: Any, source: str | Path | None, plan: Plan | None, overwrite: bool
+) -> Path:
+    """`save` with the pruned model's own tokenizer."""
+    anatomy = adapter_for(model).anatomy(model)
     origin = None if source is None else local_directory(source)
     with complete_directory(out, overwrite) as folder:
         write_checkpoint(model, tokenizer, folder, origin)
@@ -329,16 +343,6 @@ def save(
         write_card(folder, model, anatomy, plan, None if source is None else str(source))
         write_reference(model, folder)
     return Path(out)
-
-
-def _check_follows(anatomy: Anatomy, plan: Plan) -> None:
-    """Raise MismatchError unless `plan` may have made the model of this anatomy (names move up by layers left out)."""
-    for group in anatomy.groups:
-        if group.name not in plan.counts or (not plan.axes and plan.counts[group.name] != group.size):
-            raise MismatchError(
-                f"the plan did not make this model: {group.name} has {group.size} units here, "
-                f"{plan.counts.get(group.name, 'none')} are kept by the plan"
-            )
 
 
 def export(
@@ -422,20 +426,24 @@ def prune(
             raise InputError(f"out={str(out)!r} is the model itself, which would be lost; choose another directory")
         dense, tokenizer = _load(model, tokenizer, dtype, device)
         adapter = adapter_for(dense)
-        anatomy = adapter.anatomy(dense, axes if given is None else given.axes)
-        calibration, held_out = calibration_data(dense, tokenizer, data, samples, seed)
+        anatomy = with_tokenizer(adapter.anatomy(dense, axes if given is None else given.axes), tokenizer)
+        runs = scores_blocks(axes) if given is None else not tokens_alone(given)
+        calibration, held_out = calibration_data(dense, tokenizer, data, samples, seed, runs=runs)
     counted = float(calibration.lengths.double().mean() if length is None else length)
     if given is not None:
         given.check(anatomy)
     else:
         least = _floors(dense, anatomy, floor, keep, axes, multiple_of, deploy)
-        if not _asked(axes):
+        if not asked(axes):
             check_feasible(parsed, anatomy, counted, least)
+        if anatomy.vocabulary is not None:
+            check_vocabulary(anatomy, parsed, counted, least)
 
     partial = None
     if out is not None and not dry_run:
         what = {"model": fingerprint(dense), "data": data_fingerprint(calibration), "seed": seed}
-        what |= dict.fromkeys(_asked(axes), True)  # they have scores of their own
+        what |= dict.fromkeys(asked(axes), True)  # they have scores of their own
+        what |= {} if scores_blocks(axes) else {"blocks": False}
         partial = Partial(out, what | _scoring_settings(chosen), resume)
 
     scores = None
@@ -443,7 +451,7 @@ def prune(
         scores = partial.load_scores() if partial else None
         if scores is None:
             with stages.stage("score"):
-                scores = chosen.score(dense, anatomy, calibration, seed, stages)
+                scores = scored(chosen, dense, anatomy, calibration, seed, stages, axes)
             if partial:
                 partial.save_scores(scores)
         with stages.stage("plan"):
@@ -459,12 +467,20 @@ def prune(
         return result
 
     with stages.stage("slice"):
-        result.pruned = apply(dense, given)
+        result.pruned_tokenizer = cut_tokenizer(tokenizer, given)
+        blocks = given.without("vocab")
+        result.pruned = apply(dense, blocks)
     with stages.stage("tune"):
-        result.outcomes = chosen.tune(result.pruned, dense, adapter, given, scores, calibration, stages)
+        if not tokens_alone(given):
+            result.outcomes = chosen.tune(result.pruned, dense, adapter, blocks, scores, calibration, stages)
+        if "vocab" in given.axes:  # last, since the calibration data is in the dense model's tokens
+            result.notices += coverage(given, calibration, held_out)
+            rest = Plan.keep_all(adapter.anatomy(result.pruned, ["vocab"]), given.length)
+            rest.kept["vocab"] = given.kept["vocab"]
+            slice_(result.pruned, adapter, rest)
     if out is not None:
         with stages.stage("save"):
-            save(result.pruned, out, tokenizer=tokenizer, source=source, plan=given, overwrite=overwrite)
+            _write(result.pruned, out, result.pruned_tokenizer, source, given, overwrite)
     if partial:
         partial.remove()
     return result

@@ -29,15 +29,20 @@ def most_tokens(model: nn.Module, tokenizer: Any) -> int:
 
 
 def calibration_data(
-    model: nn.Module, tokenizer: Any, data: Any = None, samples: int = 512, seed: int = 0
+    model: nn.Module, tokenizer: Any, data: Any = None, samples: int = 512, seed: int = 0, runs: bool = True
 ) -> tuple[Samples, Samples | None]:
     """Tokenised calibration samples and, for text, held-out samples that the calibration does not see.
 
     `data` None means the English prose that CPython ships; a path is a text or `.jsonl` file; both are split with
     `seed`. Anything else that `pyprune.data` takes is calibration data as a whole, and nothing is held out.
-    InputError for a model that does not run on text alone.
+    InputError for a model that does not run on text alone, unless the data is not to go through it (`runs`).
     """
-    _check_reads_text(model)
+    if runs and (reason := why_not_text(model)):
+        raise InputError(
+            f"{type(model).__name__} does not run on text alone ({reason}), and there is no other calibration data: "
+            "slice it by a plan of your own with pyprune.apply and pyprune.save; pyprune verify shows that it can be "
+            "sliced"
+        )
     length = most_tokens(model, tokenizer)
     if data is None or isinstance(data, (str, Path)):
         passages = python_reference() if data is None else read_passages(data)
@@ -54,19 +59,18 @@ def calibration_data(
 
 
 @torch.no_grad()
-def _check_reads_text(model: nn.Module) -> None:
-    """Try a few tokens: whether a model wants an image, sound or decoder inputs besides, its forward does not tell."""
-    reason = "it takes no input_ids"
-    if "input_ids" in inspect.signature(model.forward).parameters:
-        device = next(model.parameters()).device
-        made = example_inputs(model, 1, 4)
-        try:
-            with frozen(model):
-                model(**{name: made[name].to(device) for name in ("input_ids", "attention_mask") if name in made})
-            return
-        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-            reason = str(error).strip().split("\n")[0]
-    raise InputError(
-        f"{type(model).__name__} does not run on text alone ({reason}), and there is no other calibration data: "
-        "slice it by a plan of your own with pyprune.apply and pyprune.save; pyprune verify shows that it can be sliced"
-    )
+def why_not_text(model: nn.Module) -> str:
+    """Why `model` does not run on text alone; empty when it does.
+
+    A few tokens are tried: whether a model wants an image, sound or decoder inputs besides, its forward does not tell.
+    """
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        return "it takes no input_ids"
+    device = next(model.parameters()).device
+    made = example_inputs(model, 1, 4)
+    try:
+        with frozen(model):
+            model(**{name: made[name].to(device) for name in ("input_ids", "attention_mask") if name in made})
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        return str(error).strip().split("\n")[0]
+    return ""

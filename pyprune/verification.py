@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +39,7 @@ _ROUNDINGS = 1024
 _LARGEST_SHARE = 0.05
 # Stored at most: enough entries of each output to notice a difference, few enough to be small for any vocabulary.
 _REFERENCE_ENTRIES = 65_536
+_TOKENS = ("input_ids", "decoder_input_ids")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ def random_plan(anatomy: Anatomy, keep: float, seed: int) -> Plan:
     kept = {}
     for g in anatomy.groups:
         count = round(g.size * min(1.0, keep * float(0.75 + 0.5 * torch.rand((), generator=generator))))
-        kept[g.name] = torch.randperm(g.size, generator=generator)[: max(count, g.least)]
+        units = torch.randperm(g.size, generator=generator)
+        if anatomy.vocabulary and g.axis == "vocab":
+            units = torch.tensor(anatomy.vocabulary.closed(units.tolist()))
+        kept[g.name] = units[: max(count, g.least)]
     for before, group in pairwise(anatomy.token_groups):
         if group_kind(before.units) == group_kind(group.units):  # tokens that are gone do not come back
             seen = {before.positions[unit] for unit in kept[before.units.name].tolist()}
@@ -89,25 +94,36 @@ def random_plan(anatomy: Anatomy, keep: float, seed: int) -> Plan:
 
 
 def verify_model(
-    model: nn.Module, plan: Plan | None = None, pruned: nn.Module | None = None, keep: float = 0.5, seed: int = 0
+    model: nn.Module,
+    plan: Plan | None = None,
+    pruned: nn.Module | None = None,
+    keep: float = 0.5,
+    seed: int = 0,
+    axes: Sequence[str] | None = None,
 ) -> list[Check]:
-    """Compare masked, sliced and reloaded models for `plan` (default: `random_plan(keep, seed)` of every axis that
-    `model` has; `models.adapter.asked_axes` says which it cannot be pruned along).
+    """Compare masked, sliced and reloaded models for `plan` (default: `random_plan(keep, seed)` of `axes` and those of
+    blocks; `axes` None: every axis that `model` has, of which `models.adapter.asked_axes` says which it cannot be
+    pruned along).
 
     `pruned` is the sliced model that `plan` and tuning made of `model`; without it `model` is sliced here. *Masked* is
     the dense model that carries the sliced model's tuned output projections, with the removed units masked.
     """
     adapter = adapter_for(model)
-    beyond = plan.axes if plan else [axis for axis, refusal in asked_axes(model).items() if not refusal]
-    anatomy = adapter.anatomy(model, beyond)
+    if plan is not None:
+        axes = plan.axes
+    elif axes is None:
+        axes = [axis for axis, refusal in asked_axes(model).items() if not refusal]
+    anatomy = adapter.anatomy(model, axes)
     plan = random_plan(anatomy, keep, seed) if plan is None else plan
     plan.check(anatomy)
     if pruned is None:
         pruned = slice_(copy.deepcopy(model), adapter, plan)
-    inputs = {k: v.to(next(model.parameters()).device) for k, v in example_inputs(model, 2, 16, seed).items()}
-    axes = tuple(dict.fromkeys(group.axis for group in anatomy.groups))
+    # A smaller vocabulary has other numbers for the same tokens.
+    made = example_inputs(pruned if "vocab" in plan.axes else model, 2, 16, seed)
+    inputs = {k: v.to(next(model.parameters()).device) for k, v in made.items()}
+    tried = tuple(dict.fromkeys(group.axis for group in anatomy.groups))
     checks = [_masked_is_sliced(model, pruned, adapter, anatomy, plan, inputs), _sliced_is_reloaded(pruned, inputs)]
-    return [replace(check, axes=axes) for check in checks]
+    return [replace(check, axes=tried) for check in checks]
 
 
 @torch.no_grad()
@@ -118,7 +134,8 @@ def _masked_is_sliced(
     dtype = torch.float64 if sum(p.numel() for p in model.parameters()) <= _DOUBLE_PARAMETERS else own
     twin, sliced = copy.deepcopy(model).to(dtype), copy.deepcopy(pruned).to(dtype)
     pairs = zip(anatomy.blocks, adapter.anatomy(sliced).blocks, strict=False)
-    for block, small in () if plan.axes else pairs:  # nothing is tuned that lost layers or width
+    # Nothing is tuned that lost layers or width.
+    for block, small in () if {"layers", "hidden"} & set(plan.axes) else pairs:
         if block.site != "projection":
             continue  # routed experts are not tuned
         wide, narrow = twin.get_submodule(block.projection), sliced.get_submodule(small.projection)
@@ -132,10 +149,18 @@ def _masked_is_sliced(
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     with frozen(twin), frozen(sliced):
         with masked(twin, anatomy, plan):
-            expected = _outputs(twin, inputs)
+            expected = _outputs(twin, dense_tokens(inputs, plan))
         found = _outputs(sliced, inputs)
-    largest = max(float(t.abs().max()) for _, t in tensors_of(expected) if t.numel())
-    return Check("masked = sliced", max_difference(expected, found, plan.kept.get("hidden")), allowed(dtype, largest))
+    largest = max(float(t.abs().max()) for _, t in tensors_of(found) if t.numel())
+    return Check("masked = sliced", max_difference(expected, found, plan), allowed(dtype, largest))
+
+
+def dense_tokens(inputs: dict[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
+    """`inputs` of a pruned model for the dense one: the same tokens by their old numbers."""
+    if "vocab" not in plan.axes:
+        return inputs
+    old = {name: plan.kept["vocab"].to(ids.device)[ids] for name, ids in inputs.items() if name in _TOKENS}
+    return inputs | old
 
 
 def allowed(dtype: torch.dtype, largest: float) -> float:

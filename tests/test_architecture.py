@@ -20,7 +20,7 @@ FLOORS = {
     "capture": 3,
     **dict.fromkeys(("importance", "search", "slicing", "recovery", "layers", "data"), 4),
     **dict.fromkeys(("models", "recipes"), 5),
-    **dict.fromkeys(("api", "calibration", "formats", "verification", ""), 6),
+    **dict.fromkeys(("api", "calibration", "formats", "scoring", "verification", ""), 6),
     **dict.fromkeys(("bench", "report"), 7),
     "cli": 8,
 }
@@ -28,6 +28,7 @@ FLOORS = {
 # appear, and reports print what `bench` measures.
 BESIDE = {
     ("api", "calibration"),
+    ("api", "scoring"),
     ("api", "verification"),
     ("api", "formats"),
     ("formats", "verification"),

@@ -37,7 +37,8 @@ def latency(
     length = min(length, most_tokens(dense, None))
     generator = torch.Generator().manual_seed(seed)
     device = next(dense.parameters()).device
-    ids = torch.randint(5, dense.config.vocab_size, (batch, length), generator=generator).to(device)
+    tokens = min(dense.config.vocab_size, pruned.config.vocab_size)
+    ids = torch.randint(min(5, tokens - 1), tokens, (batch, length), generator=generator).to(device)
     repeats = repeats or (40 if batch * length <= 512 else 9)
     with frozen(dense), frozen(pruned):
         timings = interleave(

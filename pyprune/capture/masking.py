@@ -1,4 +1,4 @@
-"""Masks on projections, convolutions, experts, layers, hidden width and tokens, while a `with` block lasts."""
+"""Masks on projections, convolutions, experts, layers, width, tokens and vocabulary, while a `with` block lasts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.token_masks import forward_replaced, mask_tokens
-from pyprune.core.anatomy import Anatomy, Block, Cut, HiddenGroup
+from pyprune.core.anatomy import Anatomy, Block, Cut, HiddenGroup, VocabularyGroup
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 
@@ -24,7 +24,8 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
     values; groups that are not named stay dense. An expert of mask 0 is not among those that the router chooses from.
     What a layer adds to the hidden state is multiplied by its mask: one of mask 0 hands on what it was given. Those
     of the hidden width are 1 or 0: norms see the entries that are there, as if there had never been others. Those of
-    tokens too: one of mask 0 is no key for any other from that layer on, and does not come out of the last.
+    tokens too: one of mask 0 is no key for any other from that layer on, and does not come out of the last. And those
+    of the vocabulary: the model refuses removed tokens with an InputError, and their logits are -inf.
     The hooks are gone afterwards, also after an exception. Raises MismatchError for a plan of another model, InputError
     for masks of unknown groups or other sizes.
     """
@@ -49,8 +50,33 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
                         _mask_layer(stack, model.get_submodule(path), mask)
         if anatomy.hidden and anatomy.hidden.units.name in masks:
             _mask_hidden(stack, model, anatomy.hidden, masks[anatomy.hidden.units.name])
+        if anatomy.vocabulary and anatomy.vocabulary.units.name in masks:
+            _mask_vocabulary(stack, model, anatomy.vocabulary, masks[anatomy.vocabulary.units.name])
         mask_tokens(stack, model, anatomy, masks)
         yield model
+
+
+def _mask_vocabulary(stack: ExitStack, model: nn.Module, vocabulary: VocabularyGroup, mask: torch.Tensor) -> None:
+    """Removed tokens are neither read nor predicted."""
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(f"mask of {vocabulary.units.name}: every entry must be 0 or 1; a token is there or not")
+    gone = mask == 0
+
+    def look(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if (removed := args[0][gone.to(args[0].device)[args[0]]]).numel():
+            raise InputError(
+                f"mask of {vocabulary.units.name}: the input has token {int(removed[0])}, which is removed"
+            )
+
+    def forbid(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        for name, logits in output.items() if hasattr(output, "items") else ():
+            if isinstance(logits, torch.Tensor) and name.endswith("logits") and logits.shape[-1] == len(mask):
+                output[name] = logits.masked_fill(gone.to(logits.device), -torch.inf)
+        return output
+
+    for path in vocabulary.embeddings:
+        stack.callback(model.get_submodule(path).register_forward_pre_hook(look).remove)
+    stack.callback(model.register_forward_hook(forbid).remove)
 
 
 def _mask_hidden(stack: ExitStack, model: nn.Module, hidden: HiddenGroup, mask: torch.Tensor) -> None:

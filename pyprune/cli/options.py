@@ -49,7 +49,7 @@ Axes = Annotated[
     str | None,
     typer.Option(
         help="The only axes that lose units, separated by commas: heads,neurons. Default: all of blocks. qk_dims, "
-        "vo_dims, layers and hidden have to be named."
+        "vo_dims, layers, hidden, tokens and vocab have to be named."
     ),
 ]
 MultipleOf = Annotated[

@@ -44,13 +44,14 @@ def plan(
     budget = opt.budget(flops, params)
     if budget is None:
         raise InputError("give --flops, --params or both")
-    loaded, _ = load(model)
+    loaded, tokenizer = load(model)
     made = pyprune.plan(
         loaded,
         Scores.load(scores),
         budget,
         recipe=recipe,
         length=length,
+        tokenizer=tokenizer,
         **opt.bounds(floor, keep, axes, multiple_of, deploy),
         **opt.settings(tuning=tuning),
     )

@@ -16,6 +16,9 @@ from pyprune.cli import options as opt
 def verify(
     model: opt.Model,
     keep: Annotated[float, typer.Option(help="Share of units that the random plan keeps (dense models).")] = 0.5,
+    axes: Annotated[
+        str | None, typer.Option(help="Axes to prune besides those of blocks: layers, hidden, vocab (dense models).")
+    ] = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = None,
@@ -42,10 +45,10 @@ def verify(
         loaded, _ = load(model, dtype, pick_device(device))
         if not quiet and not as_json and (found := found_line(loaded)):
             print(found)
-        checks = verify_model(loaded, keep=keep, seed=seed)
+        checks = verify_model(loaded, keep=keep, seed=seed, axes=opt.names(axes))
         if not quiet and not as_json:
             print("axes:", ", ".join(checks[0].axes))
-            refusals = [refusal for refusal in asked_axes(loaded).values() if refusal]
+            refusals = [refusal for refusal in asked_axes(loaded).values() if refusal] if axes is None else []
             print(*(f"not tried: {refusal}\n" for refusal in refusals), sep="", end="")
     if as_json:
         print(json.dumps([{**asdict(check), "equal": check.equal} for check in checks]))

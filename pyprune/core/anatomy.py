@@ -3,7 +3,7 @@
 A transformer layer is two or more *blocks*: attention, cross-attention, feed-forward. Each ends in an output projection
 that writes to the residual stream, and its *units* (heads, KV groups, neurons, experts) are slices of the tensors in
 front of it. A `Block` says where these sit in the module tree; everything above works on blocks and never asks for a
-family's name. Groups of `MODEL_AXES` belong to no block: whole layers, the hidden width, the tokens of an image, and the
+family's name. Groups of `MODEL_AXES` belong to no block: whole layers, the hidden width, the tokens of an image, the
 vocabulary.
 """
 
@@ -30,6 +30,11 @@ HEAD_DIM_AXES = ("qk_dims", "vo_dims")
 MODEL_AXES = ("layers", "hidden", "tokens", "vocab")
 # An anatomy has the groups of these only if they are asked for.
 ASKED_AXES = (*HEAD_DIM_AXES, *MODEL_AXES)
+
+
+def asked(axes: Iterable[str] | None) -> list[str]:
+    """Those of `axes` that an anatomy has to be asked for, each once."""
+    return [axis for axis in dict.fromkeys(axes or ()) if axis in ASKED_AXES]
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,15 @@ class Plan:
                     "its tokenizer needs"
                 )
 
+    def check_made(self, anatomy: Anatomy) -> None:
+        """MismatchError unless the plan may have made the model of `anatomy` (names move up by layers left out)."""
+        for group in anatomy.groups:
+            if group.name not in self.sizes or (not self.axes and self.counts[group.name] != group.size):
+                raise MismatchError(
+                    f"the plan did not make this model: {group.name} has {group.size} units here, "
+                    f"{self.counts.get(group.name, 'none')} are kept by the plan"
+                )
+
     def cost(self, anatomy: Anatomy, resource: str) -> float:
         """Kept FLOPs (per sequence of `self.length` tokens) or parameters of the prunable blocks."""
         counts = anatomy.counts(self.kept)

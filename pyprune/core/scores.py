@@ -31,6 +31,15 @@ class Scores:
             if not torch.isfinite(value).all():
                 raise NumericsError(f"scores of {name} hold NaN or Inf; the model's outputs or gradients overflowed")
 
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a sample of the data, at which FLOPs are counted; InputError for scores without data."""
+        if "mean_length" not in self.meta:
+            raise InputError(
+                "these scores do not say how long their data was: give length=, at which FLOPs are counted"
+            )
+        return float(self.meta["mean_length"])
+
     def save(self, path: str | Path) -> None:
         """Write scores and statistics to one safetensors file."""
         tensors = {f"scores/{name}": value for name, value in self.values.items()}

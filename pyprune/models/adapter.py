@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import HEAD_DIM_AXES, Adapter, Anatomy, Block, LayerGroup, TokenGroup, UnitGroup
+from pyprune.core.anatomy import (
+    HEAD_DIM_AXES,
+    Adapter,
+    Anatomy,
+    Block,
+    LayerGroup,
+    TokenGroup,
+    UnitGroup,
+    VocabularyGroup,
+)
 from pyprune.core.errors import InputError
 from pyprune.models.depth import Depth
 from pyprune.models.discovered import PRUNED_FAMILY
@@ -20,6 +29,7 @@ from pyprune.models.place import Place
 from pyprune.models.registry import FAMILIES, family_of
 from pyprune.models.sequential import SequentialAdapter
 from pyprune.models.tokens import TOKENS, Patches, install_tokens, note_tokens, read_by
+from pyprune.models.vocabulary import VOCAB, looks_up_tokens, renumber_, vocabulary_group
 from pyprune.models.widths import configs_below, twins, write_widths
 
 
@@ -168,6 +178,8 @@ class TransformersAdapter:
             for member, _, places in _image_stacks(model):
                 for config in configs_of(member, model.config):
                     note_tokens(config, [by_layer[place.path] for place in places])
+        if anatomy.vocabulary and sizes[VOCAB] < anatomy.vocabulary.units.size:
+            renumber_(model, anatomy.vocabulary.units.size, kept[VOCAB])
         if lost := anatomy.lost_layers(kept):
             for member, depth, places in _deep_stacks(model):
                 depth.drop_(model, places, lost, member.prefix, configs_of(member, model.config))
@@ -190,22 +202,31 @@ def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
         table.check(model, member.model)
         token_groups += table.groups(places, member.model.config)
     hidden = hidden_group(model, anatomy) if HIDDEN in axes else None
+    vocabulary = _vocabulary(model, anatomy) if VOCAB in axes else None
+    if hidden and vocabulary:
+        widths = {model.get_submodule(path).embedding_dim for path in vocabulary.embeddings}
+        if widths != {hidden.units.size}:
+            raise InputError(
+                f"axes {HIDDEN!r} and {VOCAB!r}: this model's embeddings have another width; prune one by one"
+            )
     blocks = tuple(read_by(anatomy.blocks, token_groups)) if token_groups else anatomy.blocks
-    beyond = {"layer_groups": tuple(layer_groups), "hidden": hidden, "token_groups": tuple(token_groups)}
-    return replace(anatomy, blocks=blocks, **beyond)
+    beyond = {"layer_groups": tuple(layer_groups), "token_groups": tuple(token_groups)}
+    return replace(anatomy, blocks=blocks, hidden=hidden, vocabulary=vocabulary, **beyond)
 
 
 def asked_axes(model: nn.Module) -> dict[str, str]:
-    """The axes of `core.anatomy.ASKED_AXES` that `model` has, each with why it cannot be pruned along that one, or "".
+    """The axes of `core.anatomy.ASKED_AXES` that `model` has, each with why it cannot be pruned along that one, beside
+    those that come before; empty when it can.
 
     InputError when nothing in `model` can be pruned.
     """
     adapter = adapter_for(model)
-    found = {}
+    found: dict[str, str] = {}
     for axis in _asked_axes(model):
+        before = [name for name, refusal in found.items() if not refusal]
         found[axis] = ""
         try:
-            adapter.anatomy(model, [axis])
+            adapter.anatomy(model, [*before, axis])
         except InputError as error:
             found[axis] = str(error)
     return found
@@ -222,6 +243,20 @@ def _asked_axes(model: nn.Module) -> Iterator[str]:
         yield HIDDEN
     if next(_image_stacks(model), None) is not None:
         yield TOKENS
+    if looks_up_tokens(model):
+        yield VOCAB
+
+
+def _vocabulary(model: Any, anatomy: Anatomy) -> VocabularyGroup:
+    """InputError for a model that is made of several, and for one that reads more in a token's number."""
+    found = list(members(model))
+    refused = [member.family for member in found if not member.family.vocabulary]
+    reason = "it finds the end of a text by the numbers of its tokens" if refused else ""
+    if len(found) > 1 or found[0].prefix:
+        reason = "it is made of several models"
+    if reason:
+        raise InputError(f"axis {VOCAB!r} of {type(model).__name__}: {reason}")
+    return vocabulary_group(model, anatomy)
 
 
 def _deep_stacks(model: nn.Module) -> Iterator[tuple[Member, Depth, list[Place]]]:

@@ -71,7 +71,7 @@ def _what_stayed(anatomy: Anatomy, plan: Plan) -> list[str]:
     for name in plan.sizes if plan.axes else ():
         if name.rpartition(".")[2] in plan.axes:
             lines.append(f"- {len(plan.kept[name])} of {plan.sizes[name]} of `{name}`")
-    if not plan.axes:
+    if not {"layers", "hidden"} & set(plan.axes):
         lines += _shares(groups, plan)
     kinds: dict[str, list[UnitGroup]] = defaultdict(list)
     for group in groups:

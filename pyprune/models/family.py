@@ -91,6 +91,7 @@ class Family:
     the configs of other models needs no table for those: they are found by their own model types. `source_tokens` tells
     of such a model how many tokens the cross-attention of its member at a path reads; None: as many as the text has.
     `hidden` is False where no single vector runs through the model, or its forward reads the width from the config.
+    `vocabulary` is False where more than a token is read in its number.
     """
 
     model_types: tuple[str, ...]
@@ -98,6 +99,7 @@ class Family:
     refused: tuple[tuple[str, object, str], ...] = ()
     source_tokens: Callable[[nn.Module, str], float | None] | None = None
     hidden: bool = True
+    vocabulary: bool = True
 
     def parts(
         self, model: nn.Module, prefix: str = "", source_tokens: float | None = None

@@ -11,6 +11,7 @@ import pyprune
 from pyprune.api import Result
 from pyprune.bench.fidelity import fidelity
 from pyprune.bench.latency import CASES, latency
+from pyprune.calibration import why_not_text
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.budget import Budget, Limit
 from pyprune.core.layers import is_linear
@@ -33,9 +34,9 @@ _PUBLISHED = {
 def compare_stages(result: Result, seed: int) -> dict[str, dict[str, float]]:
     """Held-out fidelity of the published pipeline, stage by stage, at the result's budget and on its data.
 
-    Empty when the result came from a given plan (no budget is known) or nothing was held out.
+    Empty when the result came from a given plan (no budget is known), removes tokens, or nothing was held out.
     """
-    if result.held_out is None or "budget" not in result.plan.meta:
+    if result.held_out is None or "vocab" in result.plan.axes or "budget" not in result.plan.meta:
         return {}
     limits = {resource: result.plan.cost(result.anatomy, resource) for resource in result.plan.meta["budget"]}
     budget = Budget(tuple(Limit(resource, amount, relative=False) for resource, amount in limits.items()))
@@ -60,12 +61,14 @@ def measure(result: Result, out: Path | None, others: dict[str, dict[str, float]
     anatomy = result.anatomy
     with result.stages.stage("measure"):
         faithful = dict(others or {})
-        if result.held_out is not None and "hidden" not in plan.axes:  # bare models put out another width
+        # Bare models put out another width, and other tokens are no input.
+        if result.held_out is not None and not {"hidden", "vocab"} & set(plan.axes):
             untuned = pyprune.apply(dense, plan)
             faithful["this plan, untuned"] = fidelity(dense, untuned, result.held_out).values
             if any(outcome.fitted for outcome in result.outcomes):
                 faithful["this checkpoint"] = fidelity(dense, pruned, result.held_out).values
-        latencies = [latency(dense, pruned, batch, length) for batch, length in CASES]
+        cases = () if why_not_text(dense) else CASES  # pruned without that data went through it
+        latencies = [latency(dense, pruned, batch, length) for batch, length in cases]
     with result.stages.stage("verify"):
         checks = verify_model(dense, plan, pruned)
     return {
@@ -80,7 +83,7 @@ def measure(result: Result, out: Path | None, others: dict[str, dict[str, float]
         },
         "model": {
             "flops": [
-                _model_flops(dense, anatomy, plan.length),
+                _model_flops(dense, adapter_for(dense).anatomy(dense), plan.length),
                 _model_flops(pruned, adapter_for(pruned).anatomy(pruned), plan.length),
             ],
             "params": [sum(p.numel() for p in m.parameters()) for m in (dense, pruned)],

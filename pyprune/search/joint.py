@@ -43,18 +43,20 @@ def search_jointly(
     least: Mapping[str, int],
     find: Find,
     multiple_of: int = 1,
+    settled: Mapping[str, torch.Tensor] | None = None,
 ) -> Plan:
     """The best plan for an `anatomy` with layer groups, a hidden width or groups of tokens.
 
-    `least[name]` units of every group stay. `find` searches an anatomy of blocks alone under an absolute budget and
-    floors. Raises BudgetError when no combination meets the budget, InputError when a group has no scores.
+    `least[name]` units of every group stay, and `settled[name]` are the units of a group that is not searched (the
+    vocabulary). `find` searches an anatomy of blocks alone under an absolute budget and floors. Raises BudgetError when
+    no combination meets the budget, InputError when a group has no scores.
     """
     limits = budget.absolute(anatomy, length)
     absolute = Budget(tuple(Limit(resource, amount * _ROUNDING, False) for resource, amount in limits.items()))
     whole = [group.units for group in anatomy.layer_groups]
     whole += [anatomy.hidden.units] if anatomy.hidden else []
     pinned = all(least[block.units.name] == block.units.size for block in anatomy.blocks)
-    everything = {block.units.name: torch.arange(block.units.size) for block in anatomy.blocks}
+    everything = {block.units.name: torch.arange(block.units.size) for block in anatomy.blocks} | dict(settled or {})
     best: tuple[float, float] | None = None
     chosen = Plan({}, {}, length)
     choices = [_best(group, scores, _counts(group, least[group.name], multiple_of, pinned)) for group in whole]
@@ -69,7 +71,8 @@ def search_jointly(
             remaining = _remaining(anatomy, kept)
             floors = {g.name: least[g.name] for g in remaining.groups}
             try:
-                blocks = _find_at_prices(find, remaining, absolute, floors, length)
+                left = _left_for_blocks(absolute, plan, anatomy)
+                blocks = _find_at_prices(find, remaining, left, floors, length)
             except BudgetError:
                 continue
             plan.kept |= blocks.kept
@@ -122,8 +125,8 @@ def _apart(block: Block) -> Block:
 
 def _best(group: UnitGroup, scores: Scores, counts: list[int]) -> list[dict[str, torch.Tensor]]:
     """The best units of a group, for each number of them."""
-    ranked = _ranked(group, scores)
-    return [{group.name: ranked[:count].sort().values} for count in counts]
+    order = ranked(group, scores)
+    return [{group.name: order[:count].sort().values} for count in counts]
 
 
 def _schedules(
@@ -132,7 +135,7 @@ def _schedules(
     """Tokens that the layers of a stack see, from all of them to the fewest: the best of those that are left."""
     sizes = [group.units.size for group in stack]
     floors = [least[group.units.name] for group in stack]
-    ranked = [_ranked(group.units, scores) for group in stack]
+    orders = [ranked(group.units, scores) for group in stack]
     step = 1 if pinned else max(1, sizes[0] // _STEPS)
     found: dict[tuple[int, ...], dict[str, torch.Tensor]] = {}
     for lost in (*range(0, sizes[0], step), sizes[0] - 1):
@@ -143,7 +146,7 @@ def _schedules(
             counts.insert(0, min(sizes[i], max(even, floors[i], *counts[:1])))
         left = set(stack[0].positions)
         kept = {}
-        for group, order, count in zip(stack, ranked, counts, strict=True):
+        for group, order, count in zip(stack, orders, counts, strict=True):
             units = [unit for unit in order.tolist() if group.positions[unit] in left][:count]
             left = {group.positions[unit] for unit in units}
             kept[group.units.name] = torch.tensor(sorted(units))
@@ -151,7 +154,8 @@ def _schedules(
     return list(found.values())
 
 
-def _ranked(group: UnitGroup, scores: Scores) -> torch.Tensor:
+def ranked(group: UnitGroup, scores: Scores) -> torch.Tensor:
+    """Units of `group`, best first; InputError when `scores` has none for it."""
     values = scores.values.get(group.name)
     if values is None or values.numel() != group.size:
         raise InputError(
@@ -181,7 +185,19 @@ def _remaining(anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> Anatomy:
         if block.layer_path not in lost
     )
     layers = tuple(path for path in anatomy.layers if path not in lost)
-    return replace(anatomy, layers=layers, blocks=blocks, layer_groups=(), hidden=None, token_groups=())
+    return replace(
+        anatomy, layers=layers, blocks=blocks, layer_groups=(), hidden=None, token_groups=(), vocabulary=None
+    )
+
+
+def _left_for_blocks(absolute: Budget, plan: Plan, anatomy: Anatomy) -> Budget:
+    """What the vocabulary that `plan` keeps leaves of the budget, at the width that it keeps."""
+    if anatomy.vocabulary is None:
+        return absolute
+    kept = plan.counts | {block.units.name: 0 for block in anatomy.blocks}
+    spent = {"flops": anatomy.flops(plan.length, kept), "params": anatomy.params(kept)}
+    left = (replace(limit, amount=limit.amount - spent[limit.resource]) for limit in absolute.limits)
+    return Budget(tuple(left))
 
 
 def _priced(block: Block, cost: Any, share: float) -> Block:
@@ -194,8 +210,5 @@ def _value(plan: Plan, anatomy: Anatomy, scores: Scores) -> float:
     """Summed score of what stays; units of a layer that is left out go with it, and groups without scores are whole."""
     lost = anatomy.lost_layers(plan.kept)
     gone = {block.units.name for block in anatomy.blocks if block.layer_path in lost}
-    return sum(
-        float(scores.values[name][units].sum())
-        for name, units in plan.kept.items()
-        if name not in gone and name in scores.values
-    )
+    scored = {name: units for name, units in plan.kept.items() if name in scores.values and name not in gone}
+    return sum(float(scores.values[name][units].sum()) for name, units in scored.items())

@@ -8,24 +8,29 @@ from typing import Any
 import torch
 
 from pyprune.core.errors import MismatchError
+from pyprune.core.plan import Plan
 
 
-def max_difference(first: Any, second: Any, kept: torch.Tensor | None = None) -> float:
+def max_difference(first: Any, second: Any, plan: Plan | None = None) -> float:
     """Largest absolute difference over all tensors of two model outputs; inf when either holds NaN.
 
-    `kept` are the entries of the hidden width that the second model is left with: where it puts out fewer, these are
-    compared. Key/value caches are not compared. MismatchError when the outputs do not hold the same tensors in the same
-    shapes.
+    `plan` tells which entries of the hidden width and which tokens the second model is left with: where it puts out
+    fewer, these are compared. Key/value caches are not compared. MismatchError when the outputs do not hold the same
+    tensors in the same shapes.
     """
     a, b = dict(tensors_of(first)), dict(tensors_of(second))
     if not a or a.keys() != b.keys():
         raise MismatchError(f"the outputs hold different tensors: {sorted(a)} and {sorted(b)}")
+    cuts: dict[tuple[int, int], torch.Tensor] = {}
+    for axis in plan.axes if plan else ():
+        if plan and axis != "layers" and plan.counts[axis] < plan.sizes[axis]:
+            cuts[plan.sizes[axis], plan.counts[axis]] = plan.kept[axis]
     worst = 0.0
     for name in a:
         x, y = a[name].detach(), b[name].detach()
-        if kept is not None and x.dim() == y.dim():
+        if x.dim() == y.dim():
             for dim, (size, left) in enumerate(zip(x.shape, y.shape, strict=True)):
-                if size != left == len(kept):
+                if (kept := cuts.get((size, left))) is not None:
                     x = x.index_select(dim, kept.to(x.device))
         if x.shape != y.shape:
             raise MismatchError(f"{name} is {tuple(x.shape)} in one output and {tuple(y.shape)} in the other")

@@ -72,5 +72,8 @@ def random_plan(anatomy: Anatomy, seed: int = 0, emptied: bool = True) -> Plan:
         count = int(torch.randint(1, g.size + 1, (1,), generator=generator)) if g.size else 0
         if emptied and i in (0, 3):
             count = g.least
-        plan.kept[g.name] = torch.randperm(g.size, generator=generator)[:count].sort().values
+        units = torch.randperm(g.size, generator=generator)
+        if anatomy.vocabulary and g is anatomy.vocabulary.units:
+            units, count = torch.tensor(anatomy.vocabulary.closed(units.tolist())), max(count, g.least)
+        plan.kept[g.name] = units[:count].sort().values
     return plan

@@ -30,11 +30,12 @@ _LAYER = (
 
 _DEPTH = Depth("num_hidden_layers")
 
+_TEXT = Stack(layers="encoder.layers", parts=_LAYER, depth=_DEPTH)
+
 FAMILIES = (
-    Family(
-        model_types=("clip_text_model", "siglip_text_model"),
-        stacks=(Stack(layers="encoder.layers", parts=_LAYER, depth=_DEPTH),),
-    ),
+    # Where its config has the old end token, 2, it takes the highest number in a text for the end.
+    Family(model_types=("clip_text_model",), stacks=(_TEXT,), vocabulary=False),
+    Family(model_types=("siglip_text_model",), stacks=(_TEXT,)),
     Family(
         model_types=("clip_vision_model",),
         stacks=(Stack("encoder.layers", _LAYER, patches=Patches(first=1, within=("clip",)), depth=_DEPTH),),
