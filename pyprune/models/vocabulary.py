@@ -41,8 +41,6 @@ def vocabulary_group(model: Any, anatomy: Anatomy) -> VocabularyGroup:
     Anything else that has a dimension of that size, a config that says the same number of anything else, and more than
     one vocabulary are refused with an InputError.
     """
-    if not looks_up_tokens(model):
-        raise _refused(model, "it looks up no tokens")
     if PRUNED_FAMILY in vars(model.config):
         raise _refused(model, "it has no table, and discovery does not look for a vocabulary")
     size = model.get_input_embeddings().weight.shape[0]

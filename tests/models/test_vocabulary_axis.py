@@ -16,7 +16,7 @@ from pyprune.testing.models import random_plan, tiny_model
 from pyprune.testing.zoo import ZOO
 from pyprune.verification import dense_tokens, verify_model
 
-NONE, SEVERAL = "it looks up no tokens", "it is made of several models"
+NONE, SEVERAL = "the model has ", "it is made of several models"
 REFUSED = {
     "pix2struct": SEVERAL,
     "encoder-decoder": SEVERAL,
@@ -241,7 +241,7 @@ def test_a_cut_vocabulary_is_cut_again(tmp_path):
 
 @pytest.mark.parametrize(("variant", "reason"), REFUSED.items())
 def test_what_has_no_vocabulary_of_its_own_is_refused(variant, reason):
-    with pytest.raises(InputError, match=f"axis 'vocab' of .*{reason}"):
+    with pytest.raises(InputError, match=f"axis 'vocab'.*{reason}"):
         dense_and_anatomy(variant, dtype=torch.float32)
 
 
