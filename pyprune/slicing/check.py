@@ -22,8 +22,8 @@ def max_difference(first: Any, second: Any, plan: Plan | None = None) -> float:
     if not a or a.keys() != b.keys():
         raise MismatchError(f"the outputs hold different tensors: {sorted(a)} and {sorted(b)}")
     cuts: dict[tuple[int, int], torch.Tensor] = {}
-    for axis in plan.axes if plan else ():
-        if plan and axis != "layers" and plan.counts[axis] < plan.sizes[axis]:
+    for axis in ("hidden", "vocab"):
+        if plan and axis in plan.kept and plan.counts[axis] < plan.sizes[axis]:
             cuts[plan.sizes[axis], plan.counts[axis]] = plan.kept[axis]
     worst = 0.0
     for name in a:
