@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pyprune.capture.collect import frozen
 from pyprune.core.errors import InputError
 from pyprune.models.inputs import example_inputs
+from pyprune.models.layer_config import LayerConfig
 
 # Batch and length: those that are traced, which no two dimensions share, and those that the graph is tried at.
 _TRACED = (2, 12)
@@ -65,13 +67,27 @@ def trace(model: nn.Module) -> Graph:
     dims = _dynamic(inputs, inputs_for(model, *_TRIED[1]))
     shapes = {name: dict.fromkeys(named, torch.export.Dim.DYNAMIC) for name, named in dims.items()}
     plain = Tensors(model, tuple(inputs))
-    with frozen(model), torch.no_grad():
+    with frozen(model), _experts_at_once(model), torch.no_grad():
         outputs = tuple(plain(**inputs))
         try:
             program = torch.export.export(plain, (), inputs, dynamic_shapes=shapes)
         except Exception as error:  # whatever the model's own code raises when it is given symbols
             raise InputError(f"{type(model).__name__} cannot be exported: {_first_line(error)}") from error
     return Graph(program, outputs, dims)
+
+
+@contextmanager
+def _experts_at_once(model: nn.Module) -> Iterator[None]:
+    """Let routed experts compute by products of all at once: loops over those that were chosen cannot be traced."""
+    own = [(module, module.config) for module in model.modules() if hasattr(module, "_apply_gate")]
+    try:
+        for module, _ in own:
+            module.config = LayerConfig(module.config)
+            module.config._experts_implementation = "batched_mm"
+        yield
+    finally:
+        for module, config in own:
+            module.config = config
 
 
 def trials(model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:

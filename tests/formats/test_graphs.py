@@ -23,6 +23,7 @@ MODELS = {
     "vit": ("AutoModelForImageClassification", TWO_LAYERS),
     "bart": ("AutoModel", {"encoder_layers": 2, "decoder_layers": 1}),
     "t5": ("AutoModelForSeq2SeqLM", {"num_layers": 2, "num_decoder_layers": 1}),
+    "mixtral": ("AutoModel", TWO_LAYERS),  # experts of widths that go through a loop
 }
 SUFFIX = {"onnx": "onnx", "torch_export": "pt2"}
 
