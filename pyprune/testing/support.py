@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,11 @@ from torch import nn
 
 from pyprune.api import apply
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import Anatomy
+from pyprune.core.anatomy import MODEL_AXES, Anatomy
+from pyprune.core.errors import PyPruneError
 from pyprune.core.plan import Plan
-from pyprune.models.adapter import adapter_for
+from pyprune.formats.onnx import write_onnx
+from pyprune.models.adapter import adapter_for, model_axes
 from pyprune.models.inputs import example_inputs
 from pyprune.models.native import native_groups
 from pyprune.slicing.check import max_difference
@@ -37,11 +43,13 @@ Written by `make models-table`, which prunes a tiny random model of every row al
 
 - **exact**: the sliced model gives what the dense model with masks gives, to rounding in float64;
 - **reload**: saved, and loaded by `from_pretrained` in another process after `import pyprune`, it gives the same bits;
-- **uniform**: with one width for all layers, it is loaded by transformers alone, and gives the same bits. "no": the
-  family's config cannot say such a width, and `--deploy uniform` leaves these units whole.
+- **uniform**: with one width for all layers, it is loaded by transformers alone, and gives the same bits;
+- **ONNX**: pruned along all its axes at once and written by `pyprune export --onnx`, it gives the same outputs in
+  onnxruntime, within rounding, at batches and lengths other than the traced ones.
 
-Axes are explained in [concepts](concepts.md#anatomy-blocks-units). Some options of a family change a verdict: then it
-names the tiny models of `pyprune/testing/zoo` that fail.
+A dash says no, and its note why. Axes are explained in [concepts](concepts.md#anatomy-blocks-units); `layers` and
+`hidden` are pruned only if they are named. Some options of a family change a verdict: then it names the tiny models
+of `pyprune/testing/zoo` that fail.
 
 Your own model may have other options: `pyprune verify MODEL` proves the first two for it, and is the first thing to
 run. [Another family](howto/add-a-model.md) is a table of some twenty lines.
@@ -68,81 +76,89 @@ class Case:
     def dense(self) -> nn.Module:
         return tiny_model(self.variant, heads(self.variant)[0], torch.float64)
 
-    def plan(self, anatomy: Anatomy, uniform: bool = False) -> Plan:
-        """Half of the units of the axis, or another random part of every group."""
-        drawn = random_plan(anatomy, seed=5, emptied=False)
-        plan = Plan.keep_all(anatomy)
-        for group in anatomy.groups:
-            if group.axis == self.axis:
-                half = torch.arange((group.size + 1) // 2)
-                plan.kept[group.name] = half if uniform else drawn.kept[group.name][: max(1, group.size - 1)]
-        plan.meta["uniform"] = uniform
-        return plan
-
     def pruned(self, uniform: bool = False) -> nn.Module:
         dense = self.dense()
-        return apply(dense, self.plan(adapter_for(dense).anatomy(dense), uniform), inplace=True)
+        return apply(dense, _plan(_anatomy(dense, [self.axis]), [self.axis], uniform), inplace=True)
 
 
-def cases() -> list[Case]:
-    """Every model of the zoo with every axis that it has."""
-    found = []
+def cases() -> dict[Case, str]:
+    """Every model of the zoo with every axis that it has, and why it cannot be pruned along that one; "" if it can."""
+    found = {}
     for variant in ZOO:
         model = tiny_model(variant, heads(variant)[0])
-        axes = dict.fromkeys(group.axis for group in adapter_for(model).anatomy(model).groups)
-        found += [Case(variant, axis) for axis in axes]
+        axes = dict.fromkeys((group.axis for group in adapter_for(model).anatomy(model).groups), "")
+        found |= {Case(variant, axis): refusal for axis, refusal in {**axes, **model_axes(model)}.items()}
     return found
 
 
-def exact(cases: list[Case], folder: Path) -> Iterator[bool]:
+def exact(cases: Sequence[Case], folder: Path) -> Iterator[str]:
     """Masked = sliced."""
     for case in cases:
         dense, sliced = case.dense(), case.pruned()
-        anatomy = adapter_for(dense).anatomy(dense)
+        anatomy = _anatomy(dense, [case.axis])
+        plan = _plan(anatomy, [case.axis])
         inputs = _inputs(dense)
-        with masked(dense, anatomy, case.plan(anatomy)):
+        with masked(dense, anatomy, plan):
             expected = _outputs(dense, inputs)
-        yield max_difference(expected, _outputs(sliced, inputs)) < _ROUNDING
+        difference = max_difference(expected, _outputs(sliced, inputs), plan.kept.get("hidden"))
+        yield "" if difference < _ROUNDING else "the sliced model gives other outputs"
 
 
-def reload(cases: list[Case], folder: Path) -> Iterator[bool]:
+def reload(cases: Sequence[Case], folder: Path) -> Iterator[str]:
     """Sliced = loaded by a process that imports pyprune."""
     for number, case in enumerate(cases):
         _save(case.pruned(), folder / str(number))
     same = _child("import pyprune", folder)
-    yield from (same[str(number)] for number in range(len(cases)))
+    yield from ("" if same[str(number)] else "the loaded model gives other outputs" for number in range(len(cases)))
 
 
-def uniform(cases: list[Case], folder: Path) -> Iterator[bool]:
+def uniform(cases: Sequence[Case], folder: Path) -> Iterator[str]:
     """Sliced to one width = loaded by a process that does not import pyprune."""
     for number, case in enumerate(cases):
         dense = case.dense()
-        groups = {group.name for group in adapter_for(dense).anatomy(dense).groups if group.axis == case.axis}
-        if groups <= native_groups(dense):
+        groups = {group.name for group in _anatomy(dense, [case.axis]).groups if group.axis == case.axis}
+        if case.axis == "layers" or groups <= native_groups(dense):
             _save(case.pruned(uniform=True), folder / str(number))
     same = _child("", folder)
-    yield from (same.get(str(number), False) for number in range(len(cases)))
+    for number in range(len(cases)):
+        if str(number) in same:
+            yield "" if same[str(number)] else "transformers alone loads another model"
+        else:
+            yield "the family's config cannot say such a width, and `--deploy uniform` leaves these units whole"
 
 
-# One column of the table each: takes all cases and an empty folder, and gives a verdict for every case.
-COLUMNS: dict[str, Callable[[list[Case], Path], Iterator[bool]]] = {
+def onnx(cases: Sequence[Case], folder: Path) -> Iterator[str]:
+    """Sliced = run by onnxruntime. An axis is tried alone only where all of a model's together fail."""
+    for variant, some in groupby(cases, key=lambda case: case.variant):
+        axes = [case.axis for case in some]
+        failed = _not_exported(variant, axes, folder / "model.onnx")
+        for axis in axes:
+            yield failed and _not_exported(variant, [axis], folder / "model.onnx")
+
+
+# One column of the table each: takes all cases and an empty folder, and tells for every case why it fails; "" if not.
+COLUMNS: dict[str, Callable[[Sequence[Case], Path], Iterator[str]]] = {
     "exact": exact,
     "reload": reload,
     "uniform": uniform,
+    "ONNX": onnx,
 }
 
 
-def table(cases: list[Case], verdicts: dict[str, list[bool]]) -> str:
-    """The rows of the page, from a verdict for every case in every column."""
+def table(verdicts: Mapping[str, Mapping[Case, str]]) -> str:
+    """The rows of the page and its notes, from what every column says of every case."""
     lines = [f"| model type | axis | {' | '.join(verdicts)} |", "|---" * (2 + len(verdicts)) + "|"]
-    for row in sorted({case.row for case in cases}):
+    notes: dict[str, str] = {}
+    for row in sorted({case.row for found in verdicts.values() for case in found}):
         cells = []
         for found in verdicts.values():
-            mine = {case.variant: good for case, good in zip(cases, found, strict=True) if case.row == row}
-            failed = [variant for variant, good in mine.items() if not good]
-            cells.append("no" if len(failed) == len(mine) else f"not {', '.join(failed)}" if failed else "yes")
+            mine = dict(sorted((case.variant, reason) for case, reason in found.items() if case.row == row))
+            failed = {variant: reason for variant, reason in mine.items() if reason}
+            marks = [notes.setdefault(reason, f"[^{len(notes) + 1}]") for reason in dict.fromkeys(failed.values())]
+            verdict = "–" if len(failed) == len(mine) else f"not {', '.join(failed)}" if failed else "yes"
+            cells.append(verdict + " ".join(marks))
         lines.append(f"| `{row[0]}` | {row[1]} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *(f"{mark}: {reason}" for reason, mark in notes.items())]) + "\n"
 
 
 def rows(page: str) -> set[tuple[str, str]]:
@@ -151,14 +167,61 @@ def rows(page: str) -> set[tuple[str, str]]:
     return {(model_type.strip(" `"), axis.strip()) for model_type, axis in cells}
 
 
-def write(path: Path) -> None:
-    """Try everything, and write the page."""
-    found = cases()
+def try_all(cases: Sequence[Case]) -> dict[str, dict[Case, str]]:
+    """What every column says of the cases."""
+    torch.set_num_threads(1)  # the models are tiny
     verdicts = {}
     for name, column in COLUMNS.items():
         with tempfile.TemporaryDirectory() as folder:
-            verdicts[name] = list(column(found, Path(folder)))
-    path.write_text(_PAGE + table(found, verdicts), encoding="utf-8")
+            verdicts[name] = dict(zip(cases, column(cases, Path(folder)), strict=True))
+    return verdicts
+
+
+def write(path: Path, processes: int = os.cpu_count() or 1) -> None:
+    """Try everything, in several processes at once, and write the page."""
+    found = cases()
+    refused = {case: _in_few_words(refusal) for case, refusal in found.items() if refusal}
+    tried = [case for case in found if case not in refused]
+    variants = list(dict.fromkeys(case.variant for case in tried))
+    shares = [[case for case in tried if case.variant in variants[i::processes]] for i in range(processes)]
+    verdicts: dict[str, dict[Case, str]] = {name: dict(refused) for name in COLUMNS}
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for share in pool.map(try_all, shares):
+            for name, column in share.items():
+                verdicts[name] |= column
+    path.write_text(_PAGE + table(verdicts), encoding="utf-8")
+
+
+def _anatomy(model: Any, axes: Sequence[str]) -> Anatomy:
+    return adapter_for(model).anatomy(model, [axis for axis in axes if axis in MODEL_AXES])
+
+
+def _plan(anatomy: Anatomy, axes: Sequence[str], uniform: bool = False) -> Plan:
+    """Half of the units of the axes, or another random part of every group."""
+    drawn = random_plan(anatomy, seed=5, emptied=False)
+    plan = Plan.keep_all(anatomy)
+    for group in anatomy.groups:
+        if group.axis in axes:
+            half = torch.arange((group.size + 1) // 2)
+            plan.kept[group.name] = half if uniform else drawn.kept[group.name][: max(1, group.size - 1)]
+    plan.meta["uniform"] = uniform
+    return plan
+
+
+def _not_exported(variant: str, axes: Sequence[str], file: Path) -> str:
+    """Why the model, pruned along `axes`, cannot be written or run as ONNX; empty when it can."""
+    model = tiny_model(variant, heads(variant)[0])
+    pruned = apply(model, _plan(_anatomy(model, axes), axes), inplace=True)
+    try:
+        write_onnx(pruned, None, file)
+    except PyPruneError as error:
+        return _in_few_words(str(error))
+    return ""
+
+
+def _in_few_words(error: str) -> str:
+    """A message without the class that it names first, and without what it adds in brackets."""
+    return error.partition(": ")[2].partition(" (")[0] or error
 
 
 def _inputs(model: Any) -> dict[str, torch.Tensor]:
@@ -217,5 +280,4 @@ def _child(first: str, folder: Path) -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     write(Path(sys.argv[1]))

@@ -135,7 +135,8 @@ def test_a_pruned_checkpoint_is_never_loaded_wrong_without_pyprune(tmp_path):
 
     Not for layers: what lost nothing else needs no pyprune.
     """
-    first = {case.row: case for case in reversed(cases()) if case.axis != "layers"}.values()
+    tried = [case for case, refusal in cases().items() if not refusal and case.axis != "layers"]
+    first = {case.row: case for case in reversed(tried)}.values()
     models = [case.pruned() for case in first]
     for variant in ("t5", "bert", "mask2former"):
         dense = tiny_model(variant, heads(variant)[0])
