@@ -18,7 +18,7 @@ prune: setup ## the main job: MiniLM to 60 % of its FLOPs, measured (MODEL=, OUT
 	$(BIN)/pyprune prune $(MODEL) --flops 60% --out $(OUT) --overwrite $(ARGS)
 
 test: setup ## the whole test suite, up to four files at once (ARGS= goes to pytest)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

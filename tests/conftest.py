@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,3 +11,20 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+# Files that take longest, though some hold few tests. Begun last, one of them would keep all but one process waiting.
+LONGEST = (
+    "kernels/test_triton.py",
+    "benchmarks/test_gpu_check.py",
+    "models/test_matrix.py",
+    "models/test_hidden_axis.py",
+    "cli/test_cli.py",
+    "formats/test_graphs.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first; the order inside each stays."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -4,7 +4,6 @@ import inspect
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
@@ -44,36 +43,46 @@ def flat(outputs):
 RELOAD = """
 import json, sys
 from pathlib import Path
-import torch, transformers
-{IMPORT}
 
 {FLAT}
-torch.set_num_threads(1)
-for folder in sorted(Path(sys.argv[1]).iterdir()):
-    inputs, expected = torch.load(folder / "expected.pt")
-    model_class = getattr(transformers, json.loads((folder / "class.json").read_text()))
-    options = {"dtype": "auto", "experts_implementation": "eager", "output_loading_info": True}
-    model, info = model_class.from_pretrained(folder, **options)
-    for parameter in model.parameters():  # where a file left them aligned otherwise, products are rounded otherwise
-        parameter.data = parameter.data.clone()
-    cached = {"use_cache": False} if "use_cache" in vars(model.config) else {}
-    torch.manual_seed(0)
-    with torch.no_grad():
-        outputs = flat(model.eval()(**inputs, **cached))
-    same = 0 < len(outputs) == len(expected) and all(map(torch.equal, outputs, expected))
-    print(json.dumps([folder.name, same, sorted(k for k, v in info.items() if v)]))
-assert "pyprune" in sys.modules or not {WITH}
+for argument in sys.argv[1:]:
+    if argument == "import pyprune":
+        import pyprune
+        continue
+    import torch, transformers
+    torch.set_num_threads(1)
+    for folder in sorted(Path(argument).iterdir()):
+        inputs, expected = torch.load(folder / "expected.pt")
+        model_class = getattr(transformers, json.loads((folder / "class.json").read_text()))
+        options = {"dtype": "auto", "experts_implementation": "eager", "output_loading_info": True}
+        model, info = model_class.from_pretrained(folder, **options)
+        for parameter in model.parameters():  # where a file left them aligned otherwise, products are rounded otherwise
+            parameter.data = parameter.data.clone()
+        cached = {"use_cache": False} if "use_cache" in vars(model.config) else {}
+        torch.manual_seed(0)
+        with torch.no_grad():
+            outputs = flat(model.eval()(**inputs, **cached))
+        same = 0 < len(outputs) == len(expected) and all(map(torch.equal, outputs, expected))
+        row = [str(folder), same, sorted(k for k, v in info.items() if v), "pyprune" in sys.modules]
+        print(json.dumps(row))
 """.replace("{FLAT}", inspect.getsource(flat))
 
 
-def check_reload(checkpoints, with_pyprune=True):
-    """Another process loads every checkpoint in a folder, with or without pyprune: all weights, the same outputs."""
-    folders = {path.name for path in Path(checkpoints).iterdir()}
-    assert folders, "the tests before leave checkpoints: run the whole file"
-    code = RELOAD.replace("{IMPORT}", "import pyprune" if with_pyprune else "").replace("{WITH}", str(with_pyprune))
-    done = subprocess.run([sys.executable, "-c", code, str(checkpoints)], capture_output=True, text=True, check=False)
+def check_reload(checkpoints, alone=None):
+    """Another process loads every checkpoint in a folder after `import pyprune`: all weights, the same outputs.
+
+    It loads those in the folder `alone` before.
+    """
+    expected = {str(path): [True, [], True] for path in checkpoints.iterdir()}
+    if alone is not None:
+        expected |= {str(path): [True, [], False] for path in alone.iterdir()}
+    assert expected, "the tests before leave checkpoints: run the whole file"
+    arguments = [*([] if alone is None else [alone]), "import pyprune", checkpoints]
+    command = [sys.executable, "-c", RELOAD, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert {name for name, *_ in found} == folders
-    wrong = [row for row in found if row[1:] != [True, []]]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    found = {folder: row for folder, *row in rows}
+    assert found.keys() == expected.keys()
+    wrong = {folder: row for folder, row in found.items() if row != expected[folder]}
     assert not wrong, wrong

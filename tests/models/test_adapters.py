@@ -45,17 +45,16 @@ def test_masked_equals_sliced(variant, head, attention):
     assert {g.name: g.size for g in adapter.anatomy(model).groups} == plan.counts
 
 
-@pytest.mark.parametrize(
-    ("variant", "head", "dtype"),
-    [(*case, torch.float32) for case in CASES] + [(*case, torch.bfloat16) for case in BARE],
-)
-def test_sliced_equals_reloaded(variant, head, dtype, tmp_path):
-    model = tiny_model(variant, head, dtype)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sliced_equals_reloaded(variant, dtype, tmp_path):
+    """What the config says and the classes; test_matrix.py reloads the outputs under every head."""
+    model = tiny_model(variant, dtype=dtype)
     adapter = adapter_for(model)
     slice_(model, adapter, random_plan(adapter.anatomy(model)))
     inputs = example_inputs(model)
     model.save_pretrained(tmp_path)
-    reloaded, info = getattr(transformers, head).from_pretrained(tmp_path, output_loading_info=True)
+    reloaded, info = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     assert type(reloaded) is type(model)
     assert reloaded.config.to_dict()["per_layer_config"] == model.config.to_dict()["per_layer_config"]

@@ -72,7 +72,8 @@ def test_masked_equals_sliced(variant, checkpoints):
         assert max_difference(expected, found, plan) < ROUNDING, kind
         assert max_difference(whole, found, plan) > 1e-6, kind
         assert {g.name: g.size for g in adapter.anatomy(model, axes=["hidden"]).groups} == plan.counts, kind
-        save(model, inputs, found, checkpoints / f"{variant}-{kind}")
+        if kind == "emptied":
+            save(model, inputs, found, checkpoints / variant)
     assert max_difference(whole, run(dense, inputs)) == 0  # the masks are gone
     kept = slice_(copy.deepcopy(dense), adapter, Plan.keep_all(anatomy))
     assert max_difference(whole, run(kept, inputs)) == 0

@@ -74,9 +74,9 @@ def test_masked_equals_sliced(variant, pruned, checkpoints):
     save(model, inputs, found, checkpoints[pruned] / variant)
 
 
-@pytest.mark.parametrize("pruned", [False, True], ids=["layers", "layers-and-units"])
-def test_another_process_reloads_all_of_them(pruned, checkpoints):
-    check_reload(checkpoints[pruned], with_pyprune=pruned)
+def test_another_process_reloads_all_of_them(checkpoints):
+    plain, pruned = checkpoints
+    check_reload(pruned, alone=plain)
 
 
 @pytest.mark.parametrize("variant", REFUSED)
