@@ -112,7 +112,7 @@ def verify_model(
     if plan is not None:
         axes = plan.axes
     elif axes is None:
-        axes = [axis for axis, refusal in asked_axes(model).items() if not refusal]
+        axes = [axis for axis, refusal in asked_axes(model, together=True).items() if not refusal]
     anatomy = adapter.anatomy(model, axes)
     plan = random_plan(anatomy, keep, seed) if plan is None else plan
     plan.check(anatomy)

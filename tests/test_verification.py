@@ -42,7 +42,7 @@ def test_every_family_is_verified(variant, tmp_path):
     model = tiny_model(variant, heads(variant)[0])
     checks = pyprune.verify_model(model)
     assert [str(check) for check in checks if not check.equal] == []
-    beyond = {axis for axis, refusal in asked_axes(model).items() if not refusal}
+    beyond = {axis for axis, refusal in asked_axes(model, together=True).items() if not refusal}
     axes = {group.axis for group in adapter_for(model).anatomy(model).groups} | beyond
     assert [set(check.axes) for check in checks] == [axes, axes]
     if variant not in REPLAYED:

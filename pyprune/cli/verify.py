@@ -48,7 +48,9 @@ def verify(
         checks = verify_model(loaded, keep=keep, seed=seed, axes=opt.names(axes))
         if not quiet and not as_json:
             print("axes:", ", ".join(checks[0].axes))
-            refusals = [refusal for refusal in asked_axes(loaded).values() if refusal] if axes is None else []
+            refusals = (
+                [refusal for refusal in asked_axes(loaded, together=True).values() if refusal] if axes is None else []
+            )
             print(*(f"not tried: {refusal}\n" for refusal in refusals), sep="", end="")
     if as_json:
         print(json.dumps([{**asdict(check), "equal": check.equal} for check in checks]))

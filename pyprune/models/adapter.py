@@ -214,16 +214,16 @@ def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
     return replace(anatomy, blocks=blocks, hidden=hidden, vocabulary=vocabulary, **beyond)
 
 
-def asked_axes(model: nn.Module) -> dict[str, str]:
-    """The axes of `core.anatomy.ASKED_AXES` that `model` has, each with why it cannot be pruned along that one, beside
-    those that come before; empty when it can.
+def asked_axes(model: nn.Module, together: bool = False) -> dict[str, str]:
+    """The axes of `core.anatomy.ASKED_AXES` that `model` has, each with why it cannot be pruned along that one; empty
+    when it can. With `together` along all of them at once, those that come first first.
 
     InputError when nothing in `model` can be pruned.
     """
     adapter = adapter_for(model)
     found: dict[str, str] = {}
     for axis in _asked_axes(model):
-        before = [name for name, refusal in found.items() if not refusal]
+        before = [name for name, refusal in found.items() if together and not refusal]
         found[axis] = ""
         try:
             adapter.anatomy(model, [*before, axis])

@@ -24,16 +24,17 @@ from torch import nn
 
 from pyprune.api import apply
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import MODEL_AXES, Anatomy
+from pyprune.core.anatomy import Anatomy, asked
 from pyprune.core.errors import PyPruneError
 from pyprune.core.plan import Plan
 from pyprune.formats.onnx import write_onnx
-from pyprune.models.adapter import adapter_for, model_axes
+from pyprune.models.adapter import adapter_for, asked_axes
 from pyprune.models.inputs import example_inputs
 from pyprune.models.native import native_groups
 from pyprune.slicing.check import max_difference
 from pyprune.testing.models import heads, random_plan, tiny_model
 from pyprune.testing.zoo import ZOO
+from pyprune.verification import dense_tokens
 
 _ROUNDING = 1e-10  # float64
 
@@ -47,9 +48,9 @@ Written by `make models-table`, which prunes a tiny random model of every row al
 - **ONNX**: pruned along all its axes at once and written by `pyprune export --onnx`, it gives the same outputs in
   onnxruntime, within rounding, at batches and lengths other than the traced ones.
 
-A dash says no, and its note why. Axes are explained in [concepts](concepts.md#anatomy-blocks-units); `layers` and
-`hidden` are pruned only if they are named. Some options of a family change a verdict: then it names the tiny models
-of `pyprune/testing/zoo` that fail.
+A dash says no, and its note why. Axes are explained in [concepts](concepts.md#anatomy-blocks-units); `qk_dims`,
+`vo_dims`, `layers`, `hidden`, `tokens` and `vocab` are pruned only if they are named. Some options of a family change a
+verdict: then it names the tiny models of `pyprune/testing/zoo` that fail.
 
 Your own model may have other options: `pyprune verify MODEL` proves the first two for it, and is the first thing to
 run. [Another family](howto/add-a-model.md) is a table of some twenty lines.
@@ -87,7 +88,7 @@ def cases() -> dict[Case, str]:
     for variant in ZOO:
         model = tiny_model(variant, heads(variant)[0])
         axes = dict.fromkeys((group.axis for group in adapter_for(model).anatomy(model).groups), "")
-        found |= {Case(variant, axis): refusal for axis, refusal in {**axes, **model_axes(model)}.items()}
+        found |= {Case(variant, axis): refusal for axis, refusal in {**axes, **asked_axes(model)}.items()}
     return found
 
 
@@ -97,10 +98,10 @@ def exact(cases: Sequence[Case], folder: Path) -> Iterator[str]:
         dense, sliced = case.dense(), case.pruned()
         anatomy = _anatomy(dense, [case.axis])
         plan = _plan(anatomy, [case.axis])
-        inputs = _inputs(dense)
+        inputs = _inputs(sliced)
         with masked(dense, anatomy, plan):
-            expected = _outputs(dense, inputs)
-        difference = max_difference(expected, _outputs(sliced, inputs), plan.kept.get("hidden"))
+            expected = _outputs(dense, dense_tokens(inputs, plan))
+        difference = max_difference(expected, _outputs(sliced, inputs), plan)
         yield "" if difference < _ROUNDING else "the sliced model gives other outputs"
 
 
@@ -117,7 +118,7 @@ def uniform(cases: Sequence[Case], folder: Path) -> Iterator[str]:
     for number, case in enumerate(cases):
         dense = case.dense()
         groups = {group.name for group in _anatomy(dense, [case.axis]).groups if group.axis == case.axis}
-        if case.axis == "layers" or groups <= native_groups(dense):
+        if case.axis in ("layers", "vocab") or groups <= native_groups(dense):
             _save(case.pruned(uniform=True), folder / str(number))
     same = _child("", folder)
     for number in range(len(cases)):
@@ -193,7 +194,7 @@ def write(path: Path, processes: int = os.cpu_count() or 1) -> None:
 
 
 def _anatomy(model: Any, axes: Sequence[str]) -> Anatomy:
-    return adapter_for(model).anatomy(model, [axis for axis in axes if axis in MODEL_AXES])
+    return adapter_for(model).anatomy(model, asked(axes))
 
 
 def _plan(anatomy: Anatomy, axes: Sequence[str], uniform: bool = False) -> Plan:
@@ -204,6 +205,11 @@ def _plan(anatomy: Anatomy, axes: Sequence[str], uniform: bool = False) -> Plan:
         if group.axis in axes:
             half = torch.arange((group.size + 1) // 2)
             plan.kept[group.name] = half if uniform else drawn.kept[group.name][: max(1, group.size - 1)]
+            if group.axis == "tokens":  # that are gone do not come back
+                plan.kept[group.name] = torch.arange(group.size - min(group.layer + 1, group.size - 1))
+            if anatomy.vocabulary and group.axis == "vocab":
+                tokens = anatomy.vocabulary.closed(range(group.size))[: max(len(half), group.least)]
+                plan.kept[group.name] = torch.tensor(tokens)
     plan.meta["uniform"] = uniform
     return plan
 
@@ -211,8 +217,8 @@ def _plan(anatomy: Anatomy, axes: Sequence[str], uniform: bool = False) -> Plan:
 def _not_exported(variant: str, axes: Sequence[str], file: Path) -> str:
     """Why the model, pruned along `axes`, cannot be written or run as ONNX; empty when it can."""
     model = tiny_model(variant, heads(variant)[0])
-    pruned = apply(model, _plan(_anatomy(model, axes), axes), inplace=True)
     try:
+        pruned = apply(model, _plan(_anatomy(model, axes), axes), inplace=True)
         write_onnx(pruned, None, file)
     except PyPruneError as error:
         return _in_few_words(str(error))
