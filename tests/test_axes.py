@@ -86,7 +86,7 @@ def test_what_the_axes_cannot_do_is_said_before_anything_is_done(tmp_path):
     plan = Plan.keep_all(adapter_for(model).anatomy(model, ["layers"]))
     with pytest.raises(InputError, match="tuning='refit': not possible for the axis layers"):
         pyprune.tune(model, model, plan, samples())
-    with pytest.raises(InputError, match="axis 'vocabulary': the model has heads, hidden, layers, neurons, vocab"):
+    with pytest.raises(InputError, match="axis 'vocabulary': the model has heads, hidden, layers, neurons, qk_dims"):
         pyprune.prune(model, {"flops": 0.5}, samples(), axes=["vocabulary"], out=out)
     scores = pyprune.score(model, samples(), **WEIGHTS)
     with pytest.raises(InputError, match="scores: none for hidden"):

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from multiprocessing import get_context
@@ -25,7 +26,7 @@ from torch import nn
 from pyprune.api import apply
 from pyprune.capture.masking import masked
 from pyprune.core.anatomy import Anatomy, asked
-from pyprune.core.errors import PyPruneError
+from pyprune.core.errors import InputError, PyPruneError
 from pyprune.core.plan import Plan
 from pyprune.formats.onnx import write_onnx
 from pyprune.models.adapter import adapter_for, asked_axes
@@ -119,7 +120,8 @@ def uniform(cases: Sequence[Case], folder: Path) -> Iterator[str]:
         dense = case.dense()
         groups = {group.name for group in _anatomy(dense, [case.axis]).groups if group.axis == case.axis}
         if case.axis in ("layers", "vocab") or groups <= native_groups(dense):
-            _save(case.pruned(uniform=True), folder / str(number))
+            with suppress(InputError):  # the config of another member of a composite may not be able to
+                _save(case.pruned(uniform=True), folder / str(number))
     same = _child("", folder)
     for number in range(len(cases)):
         if str(number) in same:

@@ -146,7 +146,7 @@ def test_layers_and_width_from_scores_to_checkpoint(run, dense, text, tmp_path):
 def test_verify_a_dense_model(run, dense, tmp_path):
     code, out, _ = run("verify", dense, "--keep", "0.5", "--seed", "3")
     assert code == 0
-    assert out.startswith("axes: heads, neurons, layers, hidden\nmasked = sliced")
+    assert out.startswith("axes: heads, qk_dims, vo_dims, neurons, layers, hidden, vocab\nmasked = sliced")
     assert "sliced = reloaded" in out
     code, out, _ = run("verify", tiny_checkpoint(tmp_path / "models" / "mixtral", "mixtral"))
     assert code == 0

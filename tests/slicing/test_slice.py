@@ -94,7 +94,7 @@ def test_a_layer_that_is_not_linear_is_refused_before_anything_is_cut(model):
 
     model[1] = Quantised(6, 2)
     weight = model[0].weight
-    with pytest.raises(InputError, match=r"1 is a Quantised, not a plain layer: prune before quantising"):
+    with pytest.raises(InputError, match=r"1 is a .*Quantised, not a plain layer: prune before quantising"):
         slice_(model, HandMade(), plan(0))
     assert model[0].weight is weight
 
