@@ -143,9 +143,11 @@ class TransformersAdapter:
 
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:
         """Bring derived attributes, emptied blocks and the config in line after the weights were cut."""
+        narrowed = anatomy.hidden and len(kept[HIDDEN]) < anatomy.hidden.units.size
         for group in anatomy.groups:
-            if group.axis in HEAD_DIM_AXES and len(kept[group.name]) == group.size:
-                continue  # a head that keeps its size does not remember two
+            # A module that lost nothing remembers what it did, unless it computes a head's size from the hidden width.
+            if len(kept[group.name]) == group.size and not (narrowed and group.axis not in HEAD_DIM_AXES):
+                continue
             for attribute in group.attributes:
                 module = model.get_submodule(attribute.module)
                 remember_(module, attribute.name, attribute.value(len(kept[group.name])))

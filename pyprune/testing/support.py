@@ -120,7 +120,7 @@ def uniform(cases: Sequence[Case], folder: Path) -> Iterator[str]:
         dense = case.dense()
         groups = {group.name for group in _anatomy(dense, [case.axis]).groups if group.axis == case.axis}
         if case.axis in ("layers", "vocab") or groups <= native_groups(dense):
-            with suppress(InputError):  # the config of another member of a composite may not be able to
+            with suppress(InputError):  # `--deploy uniform` refuses what the config cannot say
                 _save(case.pruned(uniform=True), folder / str(number))
     same = _child("", folder)
     for number in range(len(cases)):
