@@ -15,7 +15,6 @@ from pyprune.core.errors import PyPruneError
 from pyprune.core.plan import Plan
 from pyprune.models.adapter import TransformersAdapter
 from pyprune.models.discovered import PRUNED_FAMILY
-from pyprune.models.hidden import HIDDEN
 from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 
@@ -69,7 +68,7 @@ class Prover:
                     allowed = _ROUNDINGS * torch.finfo(self.dtype).eps * largest
                     if not max_difference(expected, self.dense[kernel]) > allowed:
                         return "nothing changes without it"
-                    difference = max_difference(expected, self._run(sliced, kernel), plan.kept.get(HIDDEN))
+                    difference = max_difference(expected, self._run(sliced, kernel), plan)
                     if not difference <= allowed:
                         return f"sliced, it differs by {difference:.1e} from what it is masked"
             except _FAILURES as error:
