@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+from torch import library
 
 from pyprune.core.errors import BackendError
 
@@ -71,8 +72,8 @@ class Op:
     def __post_init__(self) -> None:
         if self.candidates[-1].backend != "torch":
             raise ValueError(f"{self.name}: the last candidate must be the torch reference")
-        torch.library.define(f"pyprune::{self.name}", self.schema)
-        torch.library.impl(f"pyprune::{self.name}", "default")(self)
+        library.define(f"pyprune::{self.name}", self.schema)
+        library.impl(f"pyprune::{self.name}", "default")(self)
         OPS[self.name] = self
 
     @property

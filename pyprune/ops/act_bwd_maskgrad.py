@@ -7,7 +7,7 @@ over tokens of what the backward has in registers anyway.
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from pyprune.ops import _native
 from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
@@ -180,4 +180,4 @@ OP = Op(
     bytes_moved=bytes_moved,
     flops=flops,
 )
-torch.library.register_fake("pyprune::act_bwd_maskgrad", fake)
+library.register_fake("pyprune::act_bwd_maskgrad", fake)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
@@ -267,5 +267,5 @@ OP = Op(
     bytes_moved=bytes_moved,
     flops=flops,
 )
-torch.library.register_fake("pyprune::act_fwd_stats", fake)
-torch.library.register_autograd("pyprune::act_fwd_stats", backward, setup_context=setup_context)
+library.register_fake("pyprune::act_fwd_stats", fake)
+library.register_autograd("pyprune::act_fwd_stats", backward, setup_context=setup_context)

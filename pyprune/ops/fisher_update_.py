@@ -7,7 +7,7 @@ sample's gradient: B for a mean over B samples, the number of tokens for a mean 
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
@@ -133,4 +133,4 @@ OP = Op(
     bytes_moved=bytes_moved,
     flops=flops,
 )
-torch.library.register_fake("pyprune::fisher_update_", fake)
+library.register_fake("pyprune::fisher_update_", fake)

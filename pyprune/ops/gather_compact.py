@@ -7,7 +7,7 @@ reads what is kept, folds a mask's values into it, and pads it to a width that k
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
@@ -261,4 +261,4 @@ OP = Op(
     bytes_moved=bytes_moved,
     flops=flops,
 )
-torch.library.register_fake("pyprune::gather_compact", fake)
+library.register_fake("pyprune::gather_compact", fake)

@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from pyprune.core.errors import InputError
 from pyprune.ops._dispatch import Candidate, Op, Support, detached, triton_missing
@@ -149,4 +149,4 @@ OP = Op(
     bytes_moved=bytes_moved,
     flops=flops,
 )
-torch.library.register_fake("pyprune::gemm_dact_maskgrad", fake)
+library.register_fake("pyprune::gemm_dact_maskgrad", fake)

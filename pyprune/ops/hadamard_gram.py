@@ -8,7 +8,7 @@ Column j of the least-squares matrix is what unit j adds to the output, `A_j = v
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
@@ -172,4 +172,4 @@ OP = Op(
     bytes_moved=bytes_moved,
     flops=flops,
 )
-torch.library.register_fake("pyprune::hadamard_gram", fake)
+library.register_fake("pyprune::hadamard_gram", fake)

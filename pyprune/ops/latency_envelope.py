@@ -7,7 +7,7 @@ the multiple itself. Padding up with zeros is always legal, so a width costs the
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
@@ -99,4 +99,4 @@ OP = Op(
     bytes_moved=bytes_moved,
     flops=flops,
 )
-torch.library.register_fake("pyprune::latency_envelope", fake)
+library.register_fake("pyprune::latency_envelope", fake)

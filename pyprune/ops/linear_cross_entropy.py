@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
@@ -410,5 +410,5 @@ OP = Op(
     bytes_moved=bytes_moved,
     flops=flops,
 )
-torch.library.register_fake("pyprune::linear_cross_entropy", fake)
-torch.library.register_autograd("pyprune::linear_cross_entropy", backward, setup_context=setup_context)
+library.register_fake("pyprune::linear_cross_entropy", fake)
+library.register_autograd("pyprune::linear_cross_entropy", backward, setup_context=setup_context)

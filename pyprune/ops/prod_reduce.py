@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from pyprune.core.errors import InputError
 from pyprune.ops import _native
@@ -215,5 +215,5 @@ OP = Op(
     bytes_moved=bytes_moved,
     flops=flops,
 )
-torch.library.register_fake("pyprune::prod_reduce", fake)
-torch.library.register_autograd("pyprune::prod_reduce", backward, setup_context=setup_context)
+library.register_fake("pyprune::prod_reduce", fake)
+library.register_autograd("pyprune::prod_reduce", backward, setup_context=setup_context)

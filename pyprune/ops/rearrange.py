@@ -8,7 +8,7 @@ block's Fisher matrix `F = g^T g`, at the same number of pruned units: the loss 
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.ops import _native
@@ -130,4 +130,4 @@ OP = Op(
     bytes_moved=bytes_moved,
     flops=flops,
 )
-torch.library.register_fake("pyprune::rearrange", fake)
+library.register_fake("pyprune::rearrange", fake)

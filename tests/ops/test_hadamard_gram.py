@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import library
 
 import pyprune.ops as ops
 from pyprune.core.errors import InputError
@@ -133,7 +134,7 @@ def test_solves_the_tuning_problem():
 
 def test_opcheck():
     for args in OP.samples():
-        torch.library.opcheck(torch.ops.pyprune.hadamard_gram.default, args)
+        library.opcheck(torch.ops.pyprune.hadamard_gram.default, args)
 
 
 @BACKENDS

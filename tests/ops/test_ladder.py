@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import library
 
 import pyprune.ops as ops
 from pyprune.testing import ladder, numerics
@@ -74,7 +75,7 @@ def test_same_bits_in_any_batch(op, candidate):
 @every_op()
 def test_opcheck(op):
     for args in op.samples():
-        torch.library.opcheck(op.overload, args)
+        library.opcheck(op.overload, args)
 
 
 @each([(op, candidate) for op, candidate in PAIRS if op in DIFFERENTIABLE])

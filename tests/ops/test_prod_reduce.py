@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import library
 
 import pyprune.ops as ops
 from pyprune.core.errors import BackendError, InputError
@@ -214,7 +215,7 @@ def test_linear_in_y(backend, a, seed):
 @pytest.mark.parametrize("case", range(len(list(OP.samples()))))
 def test_opcheck(case):
     args = list(OP.samples())[case]
-    torch.library.opcheck(torch.ops.pyprune.prod_reduce.default, args)
+    library.opcheck(torch.ops.pyprune.prod_reduce.default, args)
 
 
 @pytest.mark.parametrize(("group", "mod_group"), [(1, 0), (3, 0), (1, 3)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import library
 
 import pyprune.ops as ops
 from pyprune.core.errors import InputError, NumericsError
@@ -119,7 +120,7 @@ def test_dtypes_and_strides(backend, dtype):
 
 def test_opcheck():
     for args in OP.samples():
-        torch.library.opcheck(torch.ops.pyprune.rearrange.default, args)
+        library.opcheck(torch.ops.pyprune.rearrange.default, args)
 
 
 def test_compiles_as_one_graph():
