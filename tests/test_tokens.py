@@ -1,13 +1,11 @@
 """The axis `vocab` through the public functions and the command line: usage, budgets, tokenizer and model together."""
 
-import json
 import subprocess
 import sys
-from pydoc_data.topics import topics
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, GPT2Tokenizer
 
 import pyprune
@@ -16,19 +14,10 @@ from pyprune.core.plan import Plan
 from pyprune.data.vocabulary import with_tokenizer
 from pyprune.models.adapter import adapter_for
 from pyprune.testing.models import tiny_model
+from pyprune.testing.tokenizers import LINES, trained
 
-LINES = [line.strip() for topic in list(topics.values())[:30] for line in topic.splitlines() if line.strip()][:500]
 DATA, OTHERS = LINES[:40], LINES[40:]
 WIDTH = 32
-
-
-def trained(model, trainer, pre_tokenizer, normalizer=None):
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizer
-    if normalizer:
-        tokenizer.normalizer = normalizer
-    tokenizer.train_from_iterator(LINES, trainer)
-    return json.loads(tokenizer.to_str())["model"]
 
 
 @pytest.fixture(scope="module")

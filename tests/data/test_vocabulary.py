@@ -1,8 +1,6 @@
 """Tokenizers that lose tokens: on text of kept tokens they give what they gave, by new numbers, also reloaded."""
 
-import json
 from functools import cache
-from pydoc_data.topics import topics
 from types import SimpleNamespace
 
 import pytest
@@ -23,18 +21,9 @@ from pyprune.core.anatomy import Anatomy, UnitCost, UnitGroup, VocabularyGroup
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 from pyprune.data.vocabulary import cut_tokenizer, with_tokenizer
+from pyprune.testing.tokenizers import LINES, trained
 
-LINES = [line for topic in list(topics.values())[:30] for line in topic.splitlines() if line.strip()][:400]
 EXTRA_ROWS = 7  # of a table that was padded to a round number
-
-
-def trained(model, trainer, pre_tokenizer, normalizer=None):
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizer
-    if normalizer:
-        tokenizer.normalizer = normalizer
-    tokenizer.train_from_iterator(LINES, trainer)
-    return json.loads(tokenizer.to_str())["model"]
 
 
 @cache

@@ -7,7 +7,9 @@ import sys
 
 import torch
 
+from pyprune.capture.masking import masked
 from pyprune.models.inputs import example_inputs
+from pyprune.slicing.slice import slice_
 
 ROUNDING = 1e-10  # float64
 
@@ -27,6 +29,22 @@ def save(model, inputs, outputs, folder):
     model.save_pretrained(folder)
     torch.save((inputs, flat(outputs)), folder / "expected.pt")
     (folder / "class.json").write_text(json.dumps(type(model).__name__))
+
+
+def check_generation(dense, adapter, anatomy, plan, chunked=False):
+    """The sliced model generates what the masked one does, with either kind of cache; `chunked` fills one in parts."""
+    inputs = example_inputs(dense, padding="left")
+    inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "input_features")}
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
+    with masked(dense, anatomy, plan):
+        expected = dense.generate(**inputs, **options, use_cache=False)
+    model = slice_(dense, adapter, plan)
+    assert torch.equal(model.generate(**inputs, **options, use_cache=True), expected)
+    if model._can_compile_fullgraph:
+        static = {"cache_implementation": "static", "disable_compile": True}
+        assert torch.equal(model.generate(**inputs, **options, **static), expected)
+        if chunked:
+            assert torch.equal(model.generate(**inputs, **options, **static, prefill_chunk_size=4), expected)
 
 
 def flat(outputs):

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from matrix import ROUNDING, check_reload, inputs_of, run, save
+from matrix import ROUNDING, check_generation, check_reload, inputs_of, run, save
 from transformers import AutoModel
 
 import pyprune
@@ -14,7 +14,6 @@ from pyprune.core.anatomy import HEAD_DIM_AXES
 from pyprune.core.errors import BudgetError, InputError, MismatchError
 from pyprune.core.plan import Plan
 from pyprune.models.adapter import adapter_for, members
-from pyprune.models.inputs import example_inputs
 from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan, tiny_model
@@ -94,17 +93,7 @@ def test_generation_with_caches(variant):
     """Keys and values of different widths in one cache."""
     dense, adapter, anatomy = dense_and_anatomy(variant, "AutoModelForCausalLM", torch.float32)
     plan = narrowed(anatomy, seed=1)
-    inputs = example_inputs(dense, padding="left")
-    inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
-    with masked(dense, anatomy, plan):
-        expected = dense.generate(**inputs, **options, use_cache=False)
-    model = slice_(dense, adapter, plan)
-    assert torch.equal(model.generate(**inputs, **options, use_cache=True), expected)
-    if model._can_compile_fullgraph:
-        static = {"cache_implementation": "static", "disable_compile": True}
-        assert torch.equal(model.generate(**inputs, **options, **static), expected)
-        assert torch.equal(model.generate(**inputs, **options, **static, prefill_chunk_size=4), expected)
+    check_generation(dense, adapter, anatomy, plan, chunked=True)
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen3", "bert", "phi3"])

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from matrix import ROUNDING, check_reload, inputs_of, run, save
+from matrix import ROUNDING, check_generation, check_reload, inputs_of, run, save
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyprune.capture.masking import masked
@@ -135,15 +135,7 @@ def test_generation_with_caches(variant):
     head = "AutoModelForSeq2SeqLM" if variant == "t5" else "AutoModelForCausalLM"
     dense, adapter, anatomy = dense_and_anatomy(variant, head, torch.float32)
     plan = made("random", anatomy)
-    inputs = example_inputs(dense, padding="left")
-    inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
-    with masked(dense, anatomy, plan):
-        expected = dense.generate(**inputs, **options, use_cache=False)
-    model = slice_(dense, adapter, plan)
-    assert torch.equal(model.generate(**inputs, **options, use_cache=True), expected)
-    static = {"cache_implementation": "static", "disable_compile": True}
-    assert torch.equal(model.generate(**inputs, **options, **static), expected)
+    check_generation(dense, adapter, anatomy, plan)
 
 
 @pytest.mark.parametrize("variant", ["bert", "llama"])

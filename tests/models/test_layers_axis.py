@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from matrix import ROUNDING, check_reload, inputs_of, run, save
+from matrix import ROUNDING, check_generation, check_reload, inputs_of, run, save
 from transformers import StaticCache
 
 from pyprune.capture.masking import masked
@@ -116,16 +116,7 @@ def test_generation_with_caches(variant, pruned):
     plan = random_plan(anatomy, emptied=False) if pruned else Plan.keep_all(anatomy)
     for group in anatomy.layer_groups:
         plan.kept[group.units.name] = torch.arange(1, group.units.size)
-    inputs = example_inputs(dense, padding="left")
-    inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "input_features")}
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
-    with masked(dense, anatomy, plan):
-        expected = dense.generate(**inputs, **options, use_cache=False)
-    model = slice_(dense, adapter, plan)
-    assert torch.equal(model.generate(**inputs, **options, use_cache=True), expected)
-    if model._can_compile_fullgraph:
-        static = {"cache_implementation": "static", "disable_compile": True}
-        assert torch.equal(model.generate(**inputs, **options, **static), expected)
+    check_generation(dense, adapter, anatomy, plan)
 
 
 @torch.no_grad()
