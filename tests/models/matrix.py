@@ -86,16 +86,15 @@ for argument in sys.argv[1:]:
 """.replace("{FLAT}", inspect.getsource(flat))
 
 
-def check_reload(checkpoints, alone=None):
+def check_reload(checkpoints=None, alone=None):
     """Another process loads every checkpoint in a folder after `import pyprune`: all weights, the same outputs.
 
-    It loads those in the folder `alone` before.
+    It loads those in the folder `alone` before that, or nothing else.
     """
-    expected = {str(path): [True, [], True] for path in checkpoints.iterdir()}
-    if alone is not None:
-        expected |= {str(path): [True, [], False] for path in alone.iterdir()}
+    expected = {str(path): [True, [], True] for path in (checkpoints.iterdir() if checkpoints else ())}
+    expected |= {str(path): [True, [], False] for path in (alone.iterdir() if alone else ())}
     assert expected, "the tests before leave checkpoints: run the whole file"
-    arguments = [*([] if alone is None else [alone]), "import pyprune", checkpoints]
+    arguments = [*([alone] if alone else []), *(["import pyprune", checkpoints] if checkpoints else [])]
     command = [sys.executable, "-c", RELOAD, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

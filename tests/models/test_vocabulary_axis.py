@@ -97,7 +97,7 @@ def test_masked_equals_sliced(variant, head, checkpoints):
 
 
 def test_another_process_reloads_all_of_them(checkpoints):
-    check_reload(checkpoints, with_pyprune=False)
+    check_reload(alone=checkpoints)
 
 
 @pytest.mark.parametrize("variant", ["bert", "llama", "gpt2", "roberta", "mixtral"])
