@@ -207,7 +207,7 @@ def _planned(
 
 def _check_tuning(chosen: Recipe, axes: Iterable[str]) -> None:
     """InputError for tuning that compares blocks which a plan with these axes narrows; the vocabulary is cut last."""
-    beyond = [axis for axis in asked(axes) if axis != "vocab"]
+    beyond = [axis for axis in asked(axes) if axis not in ("query_heads", "vocab")]
     if beyond and chosen.tuning != "none":
         raise InputError(f'tuning={chosen.tuning!r}: not possible for the axis {beyond[0]}; give tuning="none"')
 

@@ -82,6 +82,10 @@ def random_plan(anatomy: Anatomy, keep: float, seed: int) -> Plan:
             seen = {before.positions[unit] for unit in kept[before.units.name].tolist()}
             left = [unit for unit, position in enumerate(group.positions) if position in seen]
             kept[group.units.name] = torch.tensor(left[: max(len(left) - 1, 1)])
+    apart = [block for block in anatomy.blocks if block.shared]
+    for block in apart[:1]:  # one of them loses whole KV groups, and stays as its family knows it
+        heads = block.shared.kept(kept[block.units.name])[: max(1, block.shared.units.size // 2)].tolist()
+        kept[block.units.name] = torch.tensor([unit for unit, head in enumerate(block.shared.of) if head in heads])
     lost = anatomy.lost_layers(kept)
     groups = [block.units for block in anatomy.blocks if block.layer_path not in lost and not block.units.least]
     if keep < 1:
@@ -121,7 +125,7 @@ def verify_model(
     # A smaller vocabulary has other numbers for the same tokens.
     made = example_inputs(pruned if "vocab" in plan.axes else model, 2, 16, seed)
     inputs = {k: v.to(next(model.parameters()).device) for k, v in made.items()}
-    tried = tuple(dict.fromkeys(group.axis for group in anatomy.groups))
+    tried = tuple(dict.fromkeys(group.axis for group in anatomy.all_groups))
     checks = [_masked_is_sliced(model, pruned, adapter, anatomy, plan, inputs), _sliced_is_reloaded(pruned, inputs)]
     return [replace(check, axes=tried) for check in checks]
 

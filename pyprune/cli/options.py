@@ -48,8 +48,8 @@ Keep = Annotated[
 Axes = Annotated[
     str | None,
     typer.Option(
-        help="The only axes that lose units, separated by commas: heads,neurons. Default: all of blocks. qk_dims, "
-        "vo_dims, layers, hidden, tokens and vocab have to be named."
+        help="The only axes that lose units, separated by commas: heads,neurons. Default: all of blocks. "
+        "query_heads, qk_dims, vo_dims, layers, hidden, tokens and vocab have to be named."
     ),
 ]
 MultipleOf = Annotated[

@@ -12,24 +12,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import nn
 
 from pyprune.core.errors import InputError
 
-Axis = Literal[
-    "heads", "kv_groups", "qk_dims", "vo_dims", "neurons", "experts", "channels", "layers", "hidden", "tokens", "vocab"
-]
+BlockAxis = Literal["heads", "kv_groups", "query_heads", "qk_dims", "vo_dims", "neurons", "experts", "channels"]
+ModelAxis = Literal["layers", "hidden", "tokens", "vocab"]
+Axis = BlockAxis | ModelAxis
 Site = Literal["projection", "convolution", "router", "tensor", "weights"]
 
 # The dimensions of a head: those in which queries meet keys, and those of values.
 HEAD_DIM_AXES = ("qk_dims", "vo_dims")
+# Heads one by one where several read one key/value head: they take the place of the KV groups.
+QUERY_HEADS = "query_heads"
 # Axes whose groups belong to no block.
-MODEL_AXES = ("layers", "hidden", "tokens", "vocab")
+MODEL_AXES = get_args(ModelAxis)
 # An anatomy has the groups of these only if they are asked for.
-ASKED_AXES = (*HEAD_DIM_AXES, *MODEL_AXES)
+ASKED_AXES = (QUERY_HEADS, *HEAD_DIM_AXES, *MODEL_AXES)
 
 
 def asked(axes: Iterable[str] | None) -> list[str]:
@@ -112,7 +114,8 @@ class UnitCost:
       of that group go, so do they. Only `Anatomy` counts this too;
     - `within`: the group whose units' costs hold the cost of this one already, as a head's hold that of its dimensions.
       `params`, `attention` and so on are then what one unit takes from them while they all stay. Only `Anatomy` counts
-      it so.
+      it so;
+    - `also`: what one unit takes from the units of yet another group, where those of `within` do not hold it all;
     - `image`: the group of those tokens that may go, one by one, from those that pass the block; or from those that it
       reads, where `key_params` are told apart. Only `Anatomy` counts this too.
     """
@@ -131,6 +134,7 @@ class UnitCost:
     chosen: int = 0
     shared: tuple[tuple[str, float, float | None], ...] = ()
     within: str = ""
+    also: UnitCost | None = None
     image: str = ""
 
     def flops(self, length: float, width: float = 1.0) -> float:
@@ -179,6 +183,21 @@ def group_kind(group: UnitGroup | str) -> str:
 
 
 @dataclass(frozen=True)
+class SharedUnits:
+    """What several units of a block share and what goes with the last of these: the key/value heads of query heads.
+
+    Unit `u` of the block has a part in unit `of[u]` of `units`, which no plan names.
+    """
+
+    units: UnitGroup
+    of: tuple[int, ...]
+
+    def kept(self, kept: torch.Tensor) -> torch.Tensor:
+        """The units in which those that the block keeps have a part: sorted int64."""
+        return torch.tensor(self.of, dtype=torch.int64, device="cpu")[kept].unique()
+
+
+@dataclass(frozen=True)
 class Block:
     """One attention or feed-forward part of a layer, and how to run it alone.
 
@@ -207,6 +226,8 @@ class Block:
 
     - `weights`: the entries of `masked` that belong to a unit are multiplied by its mask, and the `norms` over these
       dimensions take the others alone. `projection` is the output projection of the heads.
+
+    `shared` are units that those of the block share; their cost is not in that of the block's.
     """
 
     layer_path: str
@@ -217,6 +238,12 @@ class Block:
     site: Site = "projection"
     masked: tuple[Cut, ...] = ()
     norms: tuple[Cut, ...] = ()
+    shared: SharedUnits | None = None
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Every dimension that shrinks with the block."""
+        return (*self.units.cuts, *(self.shared.units.cuts if self.shared else ()))
 
 
 @dataclass(frozen=True)
@@ -299,6 +326,16 @@ class Anatomy:
         beyond = (*self.layer_groups, self.hidden, *self.token_groups, self.vocabulary)
         return (*(block.units for block in self.blocks), *(group.units for group in beyond if group))
 
+    @property
+    def all_groups(self) -> tuple[UnitGroup, ...]:
+        """`groups`, and those that share among their units."""
+        return (*self.groups, *(block.shared.units for block in self.blocks if block.shared))
+
+    def complete(self, kept: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The units of `all_groups` that stay when `kept[name]` stay of every group."""
+        shared = ((block.units.name, block.shared) for block in self.blocks if block.shared)
+        return {**kept, **{one.units.name: one.kept(kept[name]) for name, one in shared if name in kept}}
+
     def lost_layers(self, kept: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Paths of the layers that are left out when the units `kept[name]` of every group stay (default: all)."""
         lost = set()
@@ -308,16 +345,20 @@ class Anatomy:
         return frozenset(lost)
 
     def counts(self, kept: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        """How many units of each group are there when `kept[name]` stay: none of a layer that is left out."""
+        """How many units of `all_groups` are there when `kept[name]` stay: none of a layer that is left out."""
         lost = self.lost_layers(kept)
-        counts = {name: len(units) for name, units in kept.items()}
+        counts = {name: len(units) for name, units in self.complete(kept).items()}
         before: dict[str, int] = {}
         for group in self.token_groups:  # a layer that is left out lets no tokens go
             kind = group_kind(group.units)
             if group.layer in lost:
                 counts[group.units.name] = before.get(kind, group.units.size)
             before[kind] = counts[group.units.name]
-        return counts | {block.units.name: 0 for block in self.blocks if block.layer_path in lost}
+        for block in self.blocks:
+            if block.layer_path in lost:
+                counts[block.units.name] = 0
+                counts |= {block.shared.units.name: 0} if block.shared else {}
+        return counts
 
     def tokens_seen(self, kept: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
         """`{group: positions of the patches that its layer sees}` when the units `kept[name]` of every group stay.
@@ -347,16 +388,16 @@ class Anatomy:
     def flops(self, length: float, kept: Mapping[str, int] | None = None) -> float:
         """FLOPs of the prunable blocks for one sequence of `length` tokens, with `kept[name]` units (default: all).
 
-        Output heads count when the vocabulary was asked for.
+        `kept` names `all_groups`, as `counts` does. Output heads count when the vocabulary was asked for.
         """
         kept = self._sizes if kept is None else kept
         width = self._width_left(kept)
         gone = sum(2.0 * (tokens or length) * weights for weights, tokens in self._shared_gone(kept))
         units = (
-            self.cost_left(g.cost, kept).flops(length, width)
-            * self._counted(g, kept)
-            * self._experts_left(g.cost, kept)[0]
-            for g in self.groups
+            self.cost_left(cost, kept).flops(length, width)
+            * self._counted(group, cost, kept)
+            * self._experts_left(cost, kept)[0]
+            for group, cost in self._costs
         )
         return sum(units) - gone
 
@@ -367,7 +408,10 @@ class Anatomy:
         """
         kept = self._sizes if kept is None else kept
         gone = sum(weights for weights, _ in self._shared_gone(kept))
-        units = sum(g.cost.params * self._counted(g, kept) * self._experts_left(g.cost, kept)[1] for g in self.groups)
+        units = sum(
+            cost.params * self._counted(group, cost, kept) * self._experts_left(cost, kept)[1]
+            for group, cost in self._costs
+        )
         return round(units * self._width_left(kept) - gone)
 
     def cost_left(self, cost: UnitCost, kept: Mapping[str, int]) -> UnitCost:
@@ -399,13 +443,21 @@ class Anatomy:
 
     @property
     def _sizes(self) -> dict[str, int]:
-        return {group.name: group.size for group in self.groups}
+        return {group.name: group.size for group in self.all_groups}
 
-    def _counted(self, group: UnitGroup, kept: Mapping[str, int]) -> float:
-        """Units of `group` whose cost is to be added; less than none of those that other units' costs hold already."""
-        if not group.cost.within:
+    @property
+    def _costs(self) -> Iterator[tuple[UnitGroup, UnitCost]]:
+        for group in self.all_groups:
+            cost: UnitCost | None = group.cost
+            while cost:
+                yield group, cost
+                cost = cost.also
+
+    def _counted(self, group: UnitGroup, cost: UnitCost, kept: Mapping[str, int]) -> float:
+        """Units of `group` that take `cost`; less than none of those that other units' costs hold already."""
+        if not cost.within:
             return kept[group.name]
-        holding = group.cost.within
+        holding = cost.within
         return (kept[group.name] - group.size) * kept[holding] / max(self._sizes[holding], 1)
 
     def _width_left(self, kept: Mapping[str, int]) -> float:

@@ -76,5 +76,5 @@ def _check_axes(anatomy: Anatomy, axes: Sequence[str] | None) -> None:
 
 
 def _fits(pattern: str, block: Block) -> bool:
-    paths = {block.units.name, block.projection, *(cut.module for cut in block.units.cuts)}
+    paths = {block.units.name, block.projection, *(cut.module for cut in block.cuts)}
     return any(fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}") for path in paths)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import ASKED_AXES, Anatomy
+from pyprune.core.anatomy import ASKED_AXES, QUERY_HEADS, Anatomy
 from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.storage import read_json, write_json
 
@@ -46,6 +46,8 @@ class Plan:
     def axes(self) -> tuple[str, ...]:
         """Those axes of its groups that an anatomy has to be asked for."""
         last = {name.rpartition(".")[2] for name in self.sizes}
+        if "kv_groups" in last:
+            last.discard(QUERY_HEADS)  # of layers with uneven groups, which have nothing else
         return tuple(axis for axis in ASKED_AXES if axis in last)
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pyprune.core.anatomy import (
+    ASKED_AXES,
     HEAD_DIM_AXES,
     Adapter,
     Anatomy,
@@ -96,9 +97,10 @@ class Member(NamedTuple):
     family: Family
     source_tokens: float | None = None
 
-    def parts(self) -> Iterator[tuple[Place, Part]]:
-        """Every part of every layer of the member."""
-        return self.family.parts(self.model, self.prefix, self.source_tokens)
+    def parts(self, axes: Sequence[str] = ()) -> Iterator[tuple[Place, Part]]:
+        """Every part of every layer of the member, asked for or not; `axes` are what places know as `asked`."""
+        for place, part in self.family.parts(self.model, self.prefix, self.source_tokens):
+            yield replace(place, asked=tuple(axes)), part
 
 
 class Record(NamedTuple):
@@ -124,7 +126,7 @@ class TransformersAdapter:
         blocks: list[Block] = []
         stack = ""
         for member in members(model):
-            for place, part in member.parts():
+            for place, part in member.parts(axes or ()):
                 if part.asked and part.asked not in (axes or ()):
                     continue
                 if blocks and place.stack != stack:  # what lies between two stacks belongs to neither
@@ -144,23 +146,23 @@ class TransformersAdapter:
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:
         """Bring derived attributes, emptied blocks and the config in line after the weights were cut."""
         narrowed = anatomy.hidden and len(kept[HIDDEN]) < anatomy.hidden.units.size
-        for group in anatomy.groups:
+        for group in anatomy.all_groups:
             # A module that lost nothing remembers what it did, unless it computes a head's size from the hidden width.
             if len(kept[group.name]) == group.size and not (narrowed and group.axis not in HEAD_DIM_AXES):
                 continue
             for attribute in group.attributes:
                 module = model.get_submodule(attribute.module)
                 remember_(module, attribute.name, attribute.value(len(kept[group.name])))
-        before = {group.name: group for group in anatomy.groups}
+        before = {group.name: group for group in anatomy.all_groups}
         sizes = {name: len(units) for name, units in kept.items()}
         for member in members(model):
-            for place, part in member.parts():
-                group = part.block(place).units
-                if group.name not in before:
+            for place, part in member.parts([group.axis for group in anatomy.groups]):
+                name = part.block(place).units.name
+                if name not in before:
                     continue
-                if group.size < before[group.name].size:
-                    part.cut(place, kept[group.name])
-                if group.size == 0:
+                if sizes[name] < before[name].size:
+                    part.cut(place, kept[name])
+                if sizes[name] == 0:
                     part.emptied(place)
         for record in records(model):
             noted = [group for group in record.groups if group.name in before]
@@ -236,8 +238,9 @@ def asked_axes(model: nn.Module, together: bool = False) -> dict[str, str]:
 
 def _asked_axes(model: nn.Module) -> Iterator[str]:
     """The axes that the tables of `model` have and that an anatomy must be asked for."""
-    asked = {part.asked for member in members(model) for _, part in member.parts()}
-    yield from (axis for axis in HEAD_DIM_AXES if axis in asked)
+    parts = [(place.layer, part) for member in members(model) for place, part in member.parts()]
+    asked = {axis for layer, part in parts for axis in part.asked_axes(layer)}
+    yield from (axis for axis in ASKED_AXES if axis in asked)
     if next(_deep_stacks(model), None) is not None:
         yield "layers"
     found = list(members(model))
@@ -326,8 +329,8 @@ def configs_of(member: Member, root: Any) -> tuple[Any, ...]:
     return (own, *(config for config in inside if config is not own))
 
 
-def records(model: nn.Module) -> list[Record]:
-    """The configs that note the widths of the groups of `model`, as it stands now.
+def records(model: nn.Module, axes: Sequence[str] = ()) -> list[Record]:
+    """The configs that note the widths of the groups of `model`, as it stands now; `axes` as in `Member.parts`.
 
     A member's own config notes them, unless several members are built from it: then the config of the whole does, under
     the groups' full names.
@@ -336,7 +339,8 @@ def records(model: nn.Module) -> list[Record]:
     configs = [configs_of(member, model.config) for member in found]
     noted: dict[int, Record] = {}
     for member, own in zip(found, configs, strict=True):
-        groups = [part.block(place).units for place, part in member.parts()]
+        blocks = [part.block(place) for place, part in member.parts(axes)]
+        groups = [units for b in blocks for units in (b.units, *((b.shared.units,) if b.shared else ()))]
         record = Record(own, member.prefix, member.family, groups)
         if sum(any(a is b for a in own for b in others) for others in configs) > 1:
             groups = [replace(group, config_key="") for group in groups]

@@ -4,7 +4,7 @@ The layout (model type `nemotron-nas`) lists for every layer how many query head
 of the feed-forward block as a multiple of the hidden width; either block may be absent (`no_op`). It cannot say all:
 
 - every layer has the same number of query heads, which divides the hidden width (configs are refused otherwise), and
-  which the number of key/value heads divides;
+  which the number of key/value heads divides, each of which has as many readers;
 - feed-forward widths are multiples of 256;
 - engines begin the residual stream in the attention of the first layer, so that is never absent.
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pyprune.core.errors import InputError
 from pyprune.models import configuration_decilm
+from pyprune.models.narrow import KV_MAP
 
 _CONFIG_CLASS = Path(configuration_decilm.__file__)
 _WIDTH_STEP = 256
@@ -63,6 +64,9 @@ def check_layers(model: nn.Module) -> None:
         found = getattr(model.config, name, plain)
         if found != plain:
             raise InputError(f"{type(model).__name__} with {name}={found!r} cannot be written with block_configs")
+    for layer in model.model.layers:
+        if hasattr(layer.self_attn, "qk_dim") or hasattr(layer.self_attn, "vo_dim"):
+            raise InputError("block_configs: the layout knows one size of heads, and these lost dimensions")
 
 
 def layout(units: list[int], queries_per_unit: int, neurons: list[int], hidden: int) -> Layout:
@@ -94,7 +98,8 @@ def write_block_configs(model: Any, tokenizer: Any, folder: Path) -> str:
 
     check_layers(model)
     layers = model.model.layers
-    head_dim, repeats = layers[0].self_attn.head_dim, layers[0].self_attn.num_key_value_groups
+    head_dim = layers[0].self_attn.head_dim
+    repeats = max((len(group) for layer in layers for group in _groups(layer.self_attn)), default=1)
     units = [layer.self_attn.k_proj.weight.shape[0] // head_dim for layer in layers]
     neurons = [layer.mlp.down_proj.weight.shape[1] for layer in layers]
     sizes = layout(units, repeats, neurons, model.config.hidden_size)
@@ -102,7 +107,7 @@ def write_block_configs(model: Any, tokenizer: Any, folder: Path) -> str:
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
     for index, layer in enumerate(layers):
-        state |= _padded_layer(f"model.layers.{index}.", layer, sizes, index, units[index], repeats, head_dim)
+        state |= _padded_layer(f"model.layers.{index}.", layer, sizes, index, units[index], head_dim)
     save_torch_state_dict({k: v.contiguous() for k, v in state.items()}, folder)
     (folder / "config.json").write_text(json.dumps(_config(model, sizes, head_dim), indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(_CONFIG_CLASS, folder / _CONFIG_CLASS.name)
@@ -114,22 +119,27 @@ def write_block_configs(model: Any, tokenizer: Any, folder: Path) -> str:
 
 
 def _padded_layer(
-    prefix: str, layer: nn.Module, sizes: Layout, index: int, units: int, repeats: int, head_dim: int
+    prefix: str, layer: nn.Module, sizes: Layout, index: int, units: int, head_dim: int
 ) -> dict[str, Tensor]:
     """The tensors of one layer, in the sizes of the layout and without absent blocks."""
     found: dict[str, Tensor] = {}
     heads = sizes.kv_heads[index]
     if heads:
         attention, hidden = layer.self_attn, layer.self_attn.o_proj.weight.shape[0]
-        queries = (heads, sizes.query_heads // heads, head_dim, hidden)  # the group of a query head, its place in it
+        readers = sizes.query_heads // heads
+        places = torch.tensor(
+            [g * readers + i for g, group in enumerate(_groups(attention)) for i in group], dtype=torch.int64
+        )
         projections = {
-            "q_proj": (attention.q_proj.weight, (units, repeats, head_dim, hidden), queries),
-            "k_proj": (attention.k_proj.weight, (units, head_dim, hidden), (heads, head_dim, hidden)),
-            "v_proj": (attention.v_proj.weight, (units, head_dim, hidden), (heads, head_dim, hidden)),
-            "o_proj": (attention.o_proj.weight.T, (units, repeats, head_dim, hidden), queries),
+            "q_proj": (attention.q_proj.weight, places, sizes.query_heads),
+            "k_proj": (attention.k_proj.weight, torch.arange(units), heads),
+            "v_proj": (attention.v_proj.weight, torch.arange(units), heads),
+            "o_proj": (attention.o_proj.weight.T, places, sizes.query_heads),
         }
-        for name, (weight, shape, padded) in projections.items():
-            rows = _padded(weight.reshape(shape), padded).flatten(0, -2)
+        for name, (weight, taken, size) in projections.items():
+            padded = weight.new_zeros(size, head_dim, hidden)
+            padded[taken] = weight.detach().reshape(-1, head_dim, hidden)
+            rows = padded.flatten(0, 1)
             found[f"{prefix}self_attn.{name}.weight"] = rows.T if name == "o_proj" else rows
         found[f"{prefix}input_layernorm.weight"] = layer.input_layernorm.weight
     if sizes.neurons[index]:
@@ -140,6 +150,14 @@ def _padded_layer(
             found[f"{prefix}mlp.{name}.weight"] = rows.T if name == "down_proj" else rows
         found[f"{prefix}post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight
     return found
+
+
+def _groups(attention: Any) -> list[range]:
+    """For every key/value head its query heads, counted within it."""
+    if (readers := getattr(attention, KV_MAP, None)) is not None:
+        return [range(count) for count in readers.bincount().tolist()]
+    heads = attention.k_proj.weight.shape[0] // attention.head_dim
+    return [range(attention.num_key_value_groups)] * heads
 
 
 def _padded(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

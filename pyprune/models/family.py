@@ -34,6 +34,10 @@ class Part:
     asked: str = ""
     when: Callable[[nn.Module], bool] | None = None
 
+    def asked_axes(self, layer: nn.Module) -> tuple[str, ...]:
+        """Axes that an anatomy must be asked for and then has groups of in `layer`."""
+        return (self.asked,) if self.asked else ()
+
     def block(self, place: Place) -> Block:
         """The part as a block of the layer at `place`."""
         raise NotImplementedError

@@ -16,7 +16,6 @@ from pyprune.core.anatomy import Attribute, Axis, Block, Cut, UnitCost, UnitGrou
 from pyprune.models.attention import Attention
 from pyprune.models.emptied import EmptyAttention
 from pyprune.models.family import Part
-from pyprune.models.narrow import Projections, narrow_
 from pyprune.models.place import Place
 
 
@@ -44,20 +43,18 @@ class HeadDims(Part):
     def block(self, place: Place) -> Block:
         """The block of the layer at `place`; its size is that of a head, or half of it."""
         attention, module = self.attention, place.layer.get_submodule(self.attention.module)
-        heads = attention.block(place).units
-        groups = attention.queries_per_unit_of(module)
+        queries, heads = attention.head_counts(place)
         qk, vo = attention.head_sizes(module)
-        places = {"repeats": heads.size, "period": vo}
-        offsets = (0, heads.size * groups * qk, heads.size * (groups + 1) * qk)
+        places = {"repeats": heads, "period": vo}
+        offsets = (0, queries * qk, (queries + heads) * qk)
         entries, size, norms = 1, vo, ()
         if self.asked == "qk_dims":
             entries = 2 if self._rotates(module) else 1
             size = qk // entries
-            places = {"repeats": heads.size * entries, "period": size}
+            places = {"repeats": heads * entries, "period": size}
             names = (attention.fused or attention.query, attention.fused or attention.key)
-            query = place.outputs(names[0], 1, **(places | {"repeats": places["repeats"] * groups}))
-            cuts = (*query, *self._outputs(place, names[1], offsets[1], places))
-            masked = query
+            masked = place.outputs(names[0], 1, **(places | {"repeats": queries * entries}))
+            of_queries, of_keys = masked, self._outputs(place, names[1], offsets[1], places)
             norms = tuple(
                 Cut(f"{place.path}.{attention.module}.{name}.weight", 0, 1, repeats=entries, period=size)
                 for name in ("q_norm", "k_norm")
@@ -65,21 +62,15 @@ class HeadDims(Part):
             )
         else:
             masked = self._outputs(place, attention.fused or attention.value, offsets[2], places)
-            cuts = (*masked, *place.inputs(attention.output, 1, **(places | {"repeats": heads.size * groups})))
+            of_queries, of_keys = place.inputs(attention.output, 1, **(places | {"repeats": queries})), masked
         group = UnitGroup(
             name=f"{place.name}.{self.asked}",
             axis=self.asked,
             layer=place.index,
             size=size,
             width=entries,
-            cuts=(*cuts, *norms),
-            cost=UnitCost(
-                params=place.unit_params(cuts),
-                attention=heads.size * groups * entries,
-                keys=place.keys,
-                **place.token_counts(padded=True),
-                within=heads.name,
-            ),
+            cuts=(*of_queries, *of_keys, *norms),
+            cost=self._cost(place, of_queries, of_keys, queries * entries),
             attributes=(Attribute(f"{place.path}.{attention.module}", self.asked.removesuffix("s"), entries),),
             least=1,
         )
@@ -98,10 +89,17 @@ class HeadDims(Part):
             module.register_buffer("rotary_dims", before[pairs])
         if isinstance(module, EmptyAttention):
             return
-        inside = attention.module + "."
-        names = {n: getattr(attention, n).removeprefix(inside) for n in ("query", "key", "value", "fused")}
-        output = attention.output.removeprefix(inside) if attention.output.startswith(inside) else ""
-        narrow_(module, Projections(**names, output=output))
+        attention.narrow_(module)
+
+    def _cost(self, place: Place, of_queries: tuple[Cut, ...], of_keys: tuple[Cut, ...], attention: int) -> UnitCost:
+        """Cost of one unit, within that of the heads."""
+        heads = self.attention.block(place)
+        tokens = {"keys": place.keys, **place.token_counts(padded=True)}
+        params, keys = place.unit_params(of_queries), place.unit_params(of_keys)
+        if heads.shared is None:
+            return UnitCost(params + keys, attention, **tokens, within=heads.units.name)
+        also = UnitCost(keys, **tokens, within=heads.shared.units.name)
+        return UnitCost(params, attention, **tokens, within=heads.units.name, also=also)
 
     def _outputs(self, place: Place, name: str, offset: int, places: dict[str, int]) -> tuple[Cut, ...]:
         return place.outputs(name, 1, **places, offset=offset if self.attention.fused else 0)

@@ -29,7 +29,7 @@ def hidden_group(model: Any, anatomy: Anatomy, size: int | None = None) -> Hidde
     width = current_width(model.config) if size is None else size
     _check(model, anatomy, width)
     blocks = _cuts_of_blocks(model, anatomy, width, strict=size is None)
-    inside = {cut.module for block in anatomy.blocks for cut in block.units.cuts}
+    inside = {cut.module for block in anatomy.blocks for cut in block.cuts}
     layers = tuple(f"{path}." for path in anatomy.layers)
     cuts, norms, seen = list(blocks), [], set()
     for path, module in model.named_modules():
@@ -58,7 +58,7 @@ def current_width(config: Any) -> int:
 
 def _check(model: Any, anatomy: Anatomy, width: int) -> None:
     config = model.config
-    head_sizes = {cut.width for block in anatomy.blocks if block.units.axis != "neurons" for cut in block.units.cuts}
+    head_sizes = {cut.width for block in anatomy.blocks if block.units.axis != "neurons" for cut in block.cuts}
     alike = [name for name in ("vocab_size", "num_labels") if getattr(config, name, None) == width]
     if alike or width in head_sizes:
         raise _refused(model, f"{alike[0] if alike else 'the size of a head'} is the hidden width too")
@@ -72,7 +72,7 @@ def _check(model: Any, anatomy: Anatomy, width: int) -> None:
 def _cuts_of_blocks(model: Any, anatomy: Anatomy, width: int, strict: bool) -> Iterator[Cut]:
     taken: dict[str, set[int]] = {}
     for block in anatomy.blocks:
-        for cut in block.units.cuts:
+        for cut in block.cuts:
             taken.setdefault(cut.tensor, set()).add(cut.dim)
     for name, dims in taken.items():
         shape = model.get_parameter(name).shape

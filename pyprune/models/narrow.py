@@ -1,7 +1,8 @@
-"""Attention whose queries and keys have another size than its values, or whose positions lost some rotary pairs.
+"""Attention whose queries and keys have another size than its values, whose positions lost some rotary pairs, or whose
+key/value heads are not all read by as many query heads.
 
-The families' own forwards read one `head_dim` for all three. This one is written once for those that attend as
-transformers' attention interface asks for: project, norm, rotate, remember, attend, project.
+The families' own forwards read one `head_dim` for all three, and one number of readers. This one is written once for
+those that attend as transformers' attention interface asks for: project, norm, rotate, remember, attend, project.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# Name of the buffer that tells which key/value head each query head reads.
+KV_MAP = "kv_map"
+
 
 @dataclass(frozen=True)
 class Projections:
@@ -29,7 +33,7 @@ class Projections:
 
 
 def narrow_(attention: nn.Module, projections: Projections) -> None:
-    """Turn an attention module into a `NarrowAttention`, in place. It must know its `qk_dim` or its `vo_dim`."""
+    """Turn an attention module into a `NarrowAttention`, in place. It must know its `qk_dim`, `vo_dim` or `kv_map`."""
     if not isinstance(attention, NarrowAttention):
         attention.__class__ = _subclass(type(attention), projections)
 
@@ -45,6 +49,8 @@ class NarrowAttention(nn.Module):
 
     `qk_dim` and `vo_dim` are the sizes of a head. `rotary_dims` `[qk_dim]`, a buffer that is saved with the weights,
     tells which dimensions of the dense head are left, if positions rotate them. The softmax scale is the dense head's.
+    `kv_map` `[query heads]`, a buffer too, tells which key/value head each query head reads. Caches hold each of those
+    once.
     """
 
     projections: Projections
@@ -68,6 +74,8 @@ class NarrowAttention(nn.Module):
             query, key = type(self).rotate(query, key, cos, sin)
         if past is not None:
             key, value = getattr(past, "self_attention_cache", past).update(key, value, self.layer_idx)
+        if (readers := getattr(self, KV_MAP, None)) is not None:
+            key, value = key.index_select(1, readers), value.index_select(1, readers)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, type(self).eager)
         context, weights = attend(
             self, query, key, value, mask, dropout=self._dropout(), scaling=self._scale(), **self._options(), **kwargs
@@ -83,10 +91,15 @@ class NarrowAttention(nn.Module):
         names, shape = self.projections, hidden_states.shape[:-1]
         qk, vo = self._sizes()
         if names.fused:
-            groups = getattr(self, "num_key_value_groups", 1)
             fused = self.get_submodule(names.fused)(hidden_states)
-            heads = fused.shape[-1] // (groups * qk + qk + vo)
-            query, key, value = fused.split([heads * groups * qk, heads * qk, heads * vo], -1)
+            if (readers := getattr(self, KV_MAP, None)) is not None:
+                queries = len(readers)
+                heads = (fused.shape[-1] - queries * qk) // (qk + vo)
+            else:
+                groups = getattr(self, "num_key_value_groups", 1)
+                heads = fused.shape[-1] // (groups * qk + qk + vo)
+                queries = heads * groups
+            query, key, value = fused.split([queries * qk, heads * qk, heads * vo], -1)
         else:
             query, key, value = (self.get_submodule(n)(hidden_states) for n in (names.query, names.key, names.value))
         query, key = query.view(*shape, -1, qk), key.view(*shape, -1, qk)

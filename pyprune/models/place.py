@@ -18,7 +18,7 @@ class Place:
     `index` counts the layers of the stack. `tokens`, `keys` and `extra_tokens` are as in `core.anatomy.UnitCost`;
     `source_tokens` are the keys of cross-attention, 0 where the model runs without a source, and `query_tokens` the
     tokens of an attention that pads them to whole windows. `pair` says that the layer returns the hidden state and
-    None.
+    None. `asked` are the axes of `core.anatomy.ASKED_AXES` that the anatomy is asked for.
     """
 
     layer: nn.Module
@@ -31,6 +31,7 @@ class Place:
     query_tokens: float | None = None
     extra_tokens: float | None = None
     pair: bool = False
+    asked: tuple[str, ...] = ()
 
     @property
     def stack(self) -> str:

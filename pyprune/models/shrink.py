@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import HEAD_DIM_AXES
+from pyprune.core.anatomy import HEAD_DIM_AXES, QUERY_HEADS
+from pyprune.core.errors import MismatchError
 from pyprune.models.adapter import Record, TransformersAdapter, records
 from pyprune.models.hidden import HIDDEN, hidden_group
 from pyprune.models.registry import family_of
@@ -29,29 +30,53 @@ def shrink_(model: Any) -> bool:
     layers; a part of a model (a decoder inside its body) may not, and is left to the whole. MismatchError when the
     config asks for what cannot be cut from the dense model.
     """
-    noted = records(model)
+    noted = records(model, [QUERY_HEADS])
     if not noted:
         return False
     adapter = TransformersAdapter()
-    anatomy = adapter.anatomy(model, _head_dim_axes(noted))
+    axes = _named_axes(noted)
+    anatomy = adapter.anatomy(model, [axis for axis in axes if axis != QUERY_HEADS])
     if HIDDEN in (vars(model.config).get(PRUNED_GROUPS) or {}):
         # The base model inside a task model was cut when it was complete: here it is the rest that has the full width.
         anatomy = replace(anatomy, hidden=hidden_group(model, anatomy, model.config.hidden_size))
     wanted = {group.name: group.size for group in anatomy.groups}
+    apart: set[str] = set()
     for (config, *_), prefix, family, groups in noted:
-        groups = [group for group in groups if group.name in wanted]
+        apart |= {group.name for group in groups if group.axis == QUERY_HEADS} if QUERY_HEADS in axes else set()
+        groups = [group for group in groups if group.name in wanted or group.name in apart]
         if is_pruned(config, family):
             wide = [anatomy.hidden.units] if anatomy.hidden and not prefix else []
             wanted |= read_widths(config, family, prefix, [*groups, *wide])
-    cut_(model, adapter, anatomy, {name: torch.arange(size, device="cpu") for name, size in wanted.items()})
+    kept = {name: torch.arange(size, device="cpu") for name, size in wanted.items() if name not in apart}
+    cut_(model, adapter, anatomy, kept)
+    if apart:
+        _lose_readers(model, adapter, wanted)
     return True
 
 
-def _head_dim_axes(noted: Sequence[Record]) -> tuple[str, ...]:
-    """The axes of head dimensions that the configs name and the model has."""
+def _lose_readers(model: Any, adapter: TransformersAdapter, wanted: Mapping[str, int]) -> None:
+    """Cut the query heads of the layers that `wanted` names, after their key/value heads."""
+    anatomy = adapter.anatomy(model, [QUERY_HEADS])
+    kept = {group.name: torch.arange(group.size, device="cpu") for group in anatomy.groups}
+    for block in anatomy.blocks:
+        if block.shared and (count := wanted.get(block.units.name, block.units.size)) < block.units.size:
+            heads = block.shared.units.size
+            if count < heads:
+                raise MismatchError(
+                    f"{PRUNED_GROUPS}: {block.units.name} says {count} query heads, for {heads} key/value heads"
+                )
+            # All first readers, then all second ones, and so on, so that none of the key/value heads goes.
+            kept[block.units.name] = torch.argsort(
+                torch.arange(block.units.size, device="cpu") % (block.units.size // heads), stable=True
+            )[:count]
+    cut_(model, adapter, anatomy, kept)
+
+
+def _named_axes(noted: Sequence[Record]) -> tuple[str, ...]:
+    """The axes of blocks that an anatomy must be asked for, that the configs name and that the model has."""
     named = {name.rpartition(".")[2] for record in noted for name in _named(record.configs[0])}
     there = {group.axis for record in noted for group in record.groups}
-    return tuple(axis for axis in HEAD_DIM_AXES if axis in named & there)
+    return tuple(axis for axis in (QUERY_HEADS, *HEAD_DIM_AXES) if axis in named & there)
 
 
 def _named(config: Any) -> list[str]:

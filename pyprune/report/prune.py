@@ -112,7 +112,7 @@ def _model_flops(model: nn.Module, anatomy: Anatomy, length: float) -> float:
     Poolers and task heads that read one token are counted at every token, an upper bound; embeddings and norms are not
     counted.
     """
-    inside = {cut.module for block in anatomy.blocks for cut in block.units.cuts}
+    inside = {cut.module for block in anatomy.blocks for cut in block.cuts}
     others = sum(m.weight.numel() for name, m in model.named_modules() if is_linear(m) and name not in inside)
     return anatomy.flops(length) + 2 * length * others
 

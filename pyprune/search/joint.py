@@ -7,7 +7,8 @@ nothing else may be cut. So are the tokens that come out of the last layer: the 
 and the first none.
 
 Dimensions of heads are searched at the price that they have while all heads stay. That counts twice what lies in a head
-and a dimension that both go, so the budget for this search is tightened until the plan keeps the given one.
+and a dimension that both go. Query heads are searched with their part of the key/value head, which only the last of its
+readers takes with it. So the budget for such a search is tightened until the plan keeps the given one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import Anatomy, Block, TokenGroup, UnitGroup, group_kind
+from pyprune.core.anatomy import Anatomy, Block, TokenGroup, UnitCost, UnitGroup, group_kind
 from pyprune.core.budget import Budget, Limit
 from pyprune.core.errors import BudgetError, InputError
 from pyprune.core.plan import Plan
@@ -94,7 +95,7 @@ def search_jointly(
 
 def _find_at_prices(find: Find, anatomy: Anatomy, budget: Budget, least: dict[str, int], length: float) -> Plan:
     """The plan that `find` gives for prices of their own, under the widest budget for which it keeps `budget`."""
-    if not any(block.units.cost.within for block in anatomy.blocks):
+    if not any(block.units.cost.within or block.shared for block in anatomy.blocks):
         return find(anatomy, budget, least)
     apart = replace(anatomy, blocks=tuple(_apart(block) for block in anatomy.blocks))
     whole = {"flops": apart.flops(length), "params": float(apart.params())}
@@ -120,7 +121,14 @@ def _find_at_prices(find: Find, anatomy: Anatomy, budget: Budget, least: dict[st
 
 
 def _apart(block: Block) -> Block:
-    return replace(block, units=replace(block.units, cost=replace(block.units.cost, within="")))
+    """`block` with all that its units cost in one price, which each of them has alone."""
+    cost, also = block.units.cost, block.units.cost.also
+    params = cost.params + (also.params if also else 0)
+    if block.shared and block.units.size:
+        params += block.shared.units.cost.params * block.shared.units.size / block.units.size
+    return replace(
+        block, units=replace(block.units, cost=replace(cost, params=params, within="", also=None)), shared=None
+    )
 
 
 def _best(group: UnitGroup, scores: Scores, counts: list[int]) -> list[dict[str, torch.Tensor]]:
@@ -194,16 +202,25 @@ def _left_for_blocks(absolute: Budget, plan: Plan, anatomy: Anatomy) -> Budget:
     """What the vocabulary that `plan` keeps leaves of the budget, at the width that it keeps."""
     if anatomy.vocabulary is None:
         return absolute
-    kept = plan.counts | {block.units.name: 0 for block in anatomy.blocks}
+    kept = anatomy.counts(plan.kept | {block.units.name: torch.arange(0) for block in anatomy.blocks})
     spent = {"flops": anatomy.flops(plan.length, kept), "params": anatomy.params(kept)}
     left = (replace(limit, amount=limit.amount - spent[limit.resource]) for limit in absolute.limits)
     return Budget(tuple(left))
 
 
-def _priced(block: Block, cost: Any, share: float) -> Block:
+def _priced(block: Block, cost: UnitCost, share: float) -> Block:
     """`block` at `cost`, with this share of its weights."""
-    weights = {n: round(getattr(cost, n) * share) for n in ("params", "key_params", "table_params", "per_pass")}
-    return replace(block, units=replace(block.units, cost=replace(cost, image="", **weights)))
+    units = replace(block.units, cost=replace(_share_of(cost, share), image=""))
+    if block.shared is None:
+        return replace(block, units=units)
+    shared = block.shared.units
+    shared = replace(block.shared, units=replace(shared, cost=_share_of(shared.cost, share)))
+    return replace(block, units=units, shared=shared)
+
+
+def _share_of(cost: UnitCost, share: float) -> UnitCost:
+    weights: Any = {n: round(getattr(cost, n) * share) for n in ("params", "key_params", "table_params", "per_pass")}
+    return replace(cost, **weights, also=_share_of(cost.also, share) if cost.also else None)
 
 
 def _value(plan: Plan, anatomy: Anatomy, scores: Scores) -> float:

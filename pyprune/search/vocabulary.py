@@ -48,7 +48,7 @@ def search_vocabulary(
     counts = [n for n in range(multiple_of, group.size, multiple_of) if n >= least[group.name]] + [group.size]
     enough = next(i for i, n in enumerate(counts) if n >= used)
     limits = budget.absolute(anatomy, length)
-    whole = {g.name: g.size for g in anatomy.groups}
+    whole = {g.name: g.size for g in anatomy.all_groups}
 
     def fits(count: int) -> bool:
         kept = whole | {group.name: count}
@@ -93,7 +93,8 @@ def check_vocabulary(anatomy: Anatomy, budget: Budget, length: float, least: Map
             "the vocabulary of this model costs no FLOPs: give a budget of parameters, or leave out vocab"
         )
     lost = min((least[stack.units.name] / max(stack.units.size, 1) for stack in anatomy.layer_groups), default=1.0)
-    kept = {g.name: least[g.name] if lost == 1 or g is group or g is _width(anatomy) else 0 for g in anatomy.groups}
+    stays = {g.name: least[g.name] for g in anatomy.groups if lost == 1 or g is group or g is _width(anatomy)}
+    kept = {g.name: stays.get(g.name, 0) for g in anatomy.all_groups}
     spent = {"flops": anatomy.flops(length, kept), "params": anatomy.params(kept)}
     if any(spent[resource] > limit * _ROUNDING for resource, limit in budget.absolute(anatomy, length).items()):
         raise _infeasible(group, budget, least[group.name])

@@ -45,6 +45,7 @@ def slice_(model: nn.Module, adapter: Adapter, plan: Plan) -> nn.Module:
 
 def cut_(model: nn.Module, adapter: Adapter, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> nn.Module:
     """Slice `model` to the kept unit indices of every group of `anatomy`; `slice_` without the checks of a plan."""
+    kept = anatomy.complete(kept)
     pieces = _pieces(model, anatomy, kept)
     for some in _batches(pieces):
         tensors = ops.gather_compact([p.matrix for p in some], [p.rows for p in some], [p.columns for p in some])
@@ -110,7 +111,7 @@ class _Piece:
 def _pieces(model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> list[_Piece]:
     """Every tensor that is cut, checked. Indices live on the CPU, also while transformers builds a model on "meta"."""
     stay: dict[str, dict[int, torch.Tensor]] = {}
-    for group in anatomy.groups:
+    for group in anatomy.all_groups:
         if len(kept[group.name]) == group.size:
             continue
         gone = torch.ones(group.size, dtype=torch.bool, device="cpu")

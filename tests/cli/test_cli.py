@@ -150,7 +150,7 @@ def test_verify_a_dense_model(run, dense, tmp_path):
     assert "sliced = reloaded" in out
     code, out, _ = run("verify", tiny_checkpoint(tmp_path / "models" / "mixtral", "mixtral"))
     assert code == 0
-    axes = "kv_groups, qk_dims, vo_dims, experts, neurons, layers, vocab"
+    axes = "query_heads, qk_dims, vo_dims, experts, neurons, layers, vocab, kv_groups"
     assert out.startswith(f"axes: {axes}\nnot tried: axis 'hidden' of MixtralModel: it has")
     known = json.loads(run("verify", dense, "--axes", "hidden", "--json")[1])[0]["axes"]
     assert known == ["heads", "neurons", "hidden"]

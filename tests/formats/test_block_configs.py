@@ -43,7 +43,9 @@ def lm(name, dtype=torch.float64):
 
 def cut(model, kind):
     adapter = adapter_for(model)
-    anatomy = adapter.anatomy(model)
+    grouped = model.model.layers[0].self_attn.num_key_value_groups > 1
+    axes = ["query_heads"] if kind == "uneven groups" and grouped else []
+    anatomy = adapter.anatomy(model, axes)
     if kind == "dense":
         return model
     if kind == "all attention gone":
@@ -60,7 +62,7 @@ def logits(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("kind", ["dense", "random", "emptied", "all attention gone"])
+@pytest.mark.parametrize("kind", ["dense", "random", "emptied", "all attention gone", "uneven groups"])
 def test_rebuilt_from_its_own_config(name, kind, tmp_path):
     dense = logits(lm(name))
     model = cut(lm(name), kind)
@@ -81,6 +83,17 @@ def test_rebuilt_from_its_own_config(name, kind, tmp_path):
     padded = sum(p.numel() for p in rebuilt.model.layers.parameters() if p.dim() > 1)
     own = sum(p.numel() for p in model.model.layers.parameters() if p.dim() > 1)
     assert f"{padded - own:,} of {padded:,} weights" in done.notes[0]
+
+
+def test_heads_that_lost_dimensions_are_refused(tmp_path):
+    dense = lm("llama")
+    adapter = adapter_for(dense)
+    anatomy = adapter.anatomy(dense, ["vo_dims"])
+    plan = Plan.keep_all(anatomy)
+    plan.kept["layers.1.vo_dims"] = torch.arange(3)
+    with pytest.raises(InputError, match="knows one size of heads"):
+        pyprune.export(slice_(dense, adapter, plan), tmp_path / "out", "block_configs")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_sizes_of_the_layout_by_hand():

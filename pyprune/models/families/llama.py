@@ -16,6 +16,7 @@ GROUPED_ATTENTION = Attention(
     queries_per_unit="num_key_value_groups",
     config_key="num_key_value_heads",
     queries_key="num_attention_heads",
+    apart=True,
 )
 HEAD_DIMS = head_dims(GROUPED_ATTENTION, rotary=True)
 GATED_FEED_FORWARD = FeedForward(

@@ -15,6 +15,7 @@ _ATTENTION = Attention(
     config_counts=("num_attention_heads",),
     config_key="num_key_value_heads",
     queries_key="num_attention_heads",
+    apart=True,
 )
 
 FAMILIES = (
