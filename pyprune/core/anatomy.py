@@ -75,7 +75,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A number that a module remembers and that follows its group: `module.name = per_unit * units`.
+    """A number that a module remembers and that follows its group: `module.name = base + per_unit * units`.
 
     A `name` that starts with `config.` is one that the module reads from the config of the whole model. `most` bounds
     the number; None: it grows with the group.
@@ -85,10 +85,13 @@ class Attribute:
     name: str
     per_unit: int = 1
     most: int | None = None
+    base: int = 0
 
     def value(self, units: int) -> int:
         """The number for a group of `units`."""
         number = self.per_unit * units
+        if self.base:  # else it stays what the table of a family made of it
+            number += self.base
         return number if self.most is None else min(number, self.most)
 
 

@@ -199,7 +199,8 @@ class Attention(Part):
         inside = f"{self.module}."
         names = {n: getattr(self, n).removeprefix(inside) for n in ("query", "key", "value", "fused")}
         output = self.output.removeprefix(inside) if self.output.startswith(inside) else ""
-        narrow_(module, Projections(**names, output=output))
+        options: Any = {"interleaved": self.interleaved, "head_dim": self.head_dim}
+        narrow_(module, Projections(**names, **options, output=output))
 
     def _read(self, place: Place, width: int, queries: int, heads: int) -> tuple[tuple[Cut, ...], ...]:
         """Cuts of queries, of which a unit has `width` rows, of keys and of values; of all three if interleaved."""

@@ -73,10 +73,15 @@ def _lose_readers(model: Any, adapter: TransformersAdapter, wanted: Mapping[str,
 
 
 def _named_axes(noted: Sequence[Record]) -> tuple[str, ...]:
-    """The axes of blocks that an anatomy must be asked for, that the configs name and that the model has."""
-    named = {name.rpartition(".")[2] for record in noted for name in _named(record.configs[0])}
+    """The axes of blocks that an anatomy must be asked for, that the configs name and that the model has.
+
+    Of dimensions of heads all that it has where its width was cut too: where no other block holds the projections of
+    the heads (OLMo 2), only these say that the width runs through them.
+    """
+    named = {name.rpartition(".")[2].removeprefix("cross_") for record in noted for name in _named(record.configs[0])}
     there = {group.axis for record in noted for group in record.groups}
-    return tuple(axis for axis in (QUERY_HEADS, *HEAD_DIM_AXES) if axis in named & there)
+    wanted = {QUERY_HEADS} & named | {axis for axis in HEAD_DIM_AXES if named & {axis, HIDDEN}}
+    return tuple(axis for axis in (QUERY_HEADS, *HEAD_DIM_AXES) if axis in wanted & there)
 
 
 def _named(config: Any) -> list[str]:

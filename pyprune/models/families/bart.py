@@ -4,8 +4,9 @@ from typing import Any
 
 from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
-from pyprune.models.family import Family, Stack
+from pyprune.models.family import Family, Part, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.head_dims import head_dims
 
 
 def source_tokens(config: Any, _: tuple[int, ...]) -> float | None:
@@ -40,17 +41,21 @@ def _source_audio_tokens(config: Any, indices: tuple[int, ...]) -> float:
     return config.max_source_positions if source_tokens(config, indices) is None else 0
 
 
-_SELF, _CROSS = _attention("self_attn"), _attention("encoder_attn", cross=True)
+def _with_head_dims(attention: Attention) -> tuple[Part, ...]:
+    return attention, *head_dims(attention)
+
+
+_SELF, _CROSS = _with_head_dims(_attention("self_attn")), _with_head_dims(_attention("encoder_attn", cross=True))
 _ENCODER, _DECODER = Depth("encoder_layers"), Depth("decoder_layers")
 
 FAMILIES = (
     Family(
         model_types=("bart",),
         stacks=(
-            Stack("encoder.layers", (_SELF, _feed_forward("encoder")), name="encoder", depth=_ENCODER),
+            Stack("encoder.layers", (*_SELF, _feed_forward("encoder")), name="encoder", depth=_ENCODER),
             Stack(
                 "decoder.layers",
-                (_SELF, _CROSS, _feed_forward("decoder")),
+                (*_SELF, *_CROSS, _feed_forward("decoder")),
                 name="decoder",
                 source_tokens=source_tokens,
                 depth=_DECODER,
@@ -63,14 +68,14 @@ FAMILIES = (
         stacks=(
             Stack(
                 "encoder.layers",
-                (_SELF, _feed_forward("encoder", "final_layer_norm")),
+                (*_SELF, _feed_forward("encoder", "final_layer_norm")),
                 name="encoder",
                 tokens=_audio_tokens,
                 depth=_ENCODER,
             ),
             Stack(
                 "decoder.layers",
-                (_SELF, _CROSS, _feed_forward("decoder", "final_layer_norm")),
+                (*_SELF, *_CROSS, _feed_forward("decoder", "final_layer_norm")),
                 name="decoder",
                 source_tokens=_source_audio_tokens,
                 depth=_DECODER,

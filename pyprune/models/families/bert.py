@@ -49,7 +49,13 @@ FAMILIES = (
             Stack(
                 layers="encoder.layer",
                 depth=Depth("num_hidden_layers"),
-                parts=(SELF_ATTENTION, *head_dims(SELF_ATTENTION), CROSS_ATTENTION, FEED_FORWARD),
+                parts=(
+                    SELF_ATTENTION,
+                    *head_dims(SELF_ATTENTION),
+                    CROSS_ATTENTION,
+                    *head_dims(CROSS_ATTENTION),
+                    FEED_FORWARD,
+                ),
             ),
         ),
     ),

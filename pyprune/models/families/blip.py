@@ -12,6 +12,7 @@ from pyprune.models.depth import Depth
 from pyprune.models.families.bert import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.head_dims import head_dims
 from pyprune.models.place import Place
 from pyprune.models.tokens import Patches
 
@@ -55,22 +56,27 @@ class _VisionAttention(Attention):
         return replace(block, units=replace(block.units, attributes=attributes))
 
 
+_VISION_ATTENTION = _VisionAttention(
+    module="self_attn",
+    fused="self_attn.qkv",
+    output="self_attn.projection",
+    counts=("num_heads",),
+    widths=("embed_dim",),
+    config_key="num_attention_heads",
+    derives_head_dim=True,
+)
 _VISION = (
-    _VisionAttention(
-        module="self_attn",
-        fused="self_attn.qkv",
-        output="self_attn.projection",
-        counts=("num_heads",),
-        widths=("embed_dim",),
-        config_key="num_attention_heads",
-        derives_head_dim=True,
-    ),
+    _VISION_ATTENTION,
+    *head_dims(_VISION_ATTENTION),
     FeedForward(inner=("mlp.fc1",), output="mlp.fc2", entry=("layer_norm2", "mlp"), config_key="intermediate_size"),
 )
 # Encoder and decoder of the question answering model are built from one config: it cannot count by layers.
+_TEXT_ATTENTION = replace(SELF_ATTENTION, config_key="", derives_head_dim=False)
 _TEXT = (
-    replace(SELF_ATTENTION, config_key="", derives_head_dim=False),
+    _TEXT_ATTENTION,
+    *head_dims(_TEXT_ATTENTION),
     CROSS_ATTENTION,
+    *head_dims(CROSS_ATTENTION),
     replace(FEED_FORWARD, config_key=""),
 )
 

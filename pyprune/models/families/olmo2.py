@@ -1,13 +1,17 @@
 """OLMo 2: decoders that normalise the output of each block, and queries and keys over all heads together.
 
-Only neurons are pruned. The RMS norms of queries and keys take their statistics over the channels of all heads, so the
-heads that stay read what the others hold: without them they compute something else, and no cut of the weights is
-exact.
+Heads are no units. The RMS norms of queries and keys take their statistics over the channels of all heads, so the heads
+that stay read what the others hold: without them they compute something else, and no cut of the weights is exact.
+Dimensions of all heads go as the norms of other families lose them: what is left is normalised by its own statistics.
 """
 
+from dataclasses import replace
+
 from pyprune.models.depth import Depth
+from pyprune.models.families.llama import GROUPED_ATTENTION
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.head_dims import head_dims
 
 FAMILIES = (
     Family(
@@ -17,6 +21,7 @@ FAMILIES = (
                 layers="layers",
                 depth=Depth("num_hidden_layers"),
                 parts=(
+                    *head_dims(replace(GROUPED_ATTENTION, exit=None), rotary=True, alone=True),
                     FeedForward(
                         inner=("mlp.gate_proj", "mlp.up_proj"),
                         output="mlp.down_proj",

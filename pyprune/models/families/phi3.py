@@ -27,7 +27,7 @@ FAMILIES = (
                 depth=Depth("num_hidden_layers"),
                 parts=(
                     _ATTENTION,
-                    *head_dims(_ATTENTION, rotary=True),
+                    *head_dims(_ATTENTION, rotary=True, partial=True),
                     FeedForward(
                         inner=("mlp.gate_up_proj",),
                         fused=True,

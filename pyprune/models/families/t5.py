@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyprune.core.anatomy import HEAD_DIM_AXES
 from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.emptied import EmptyAttention
-from pyprune.models.family import Family, Stack
+from pyprune.models.family import Family, Part, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.head_dims import HeadDims
+from pyprune.models.narrow import Projections, family_class, narrow_class
 from pyprune.models.place import Place
 
 
@@ -62,7 +65,8 @@ class SharedBiasAttention(nn.Module):
 
     def __reduce__(self) -> tuple:
         # The class is generated, so pickle and deepcopy rebuild it from the family's own class.
-        return _rebuild, (_own_class(self), getattr(self, "projection_path", None)), self.__dict__
+        own, projections = family_class(_class_below(self))
+        return _rebuild, (own, projections, getattr(self, "projection_path", None)), self.__dict__
 
 
 @dataclass(frozen=True)
@@ -83,25 +87,41 @@ class SharedBias(Attention):
     def emptied(self, place: Place) -> None:
         """Leave out the attention, and still make the bias of the other layers."""
         module = place.layer.get_submodule(self.module)
-        module.__class__ = _sharing_bias(_own_class(module), self.output.removeprefix(f"{self.module}."))
+        own, _ = family_class(_class_below(module))
+        module.__class__ = _sharing_bias(own, self.output.removeprefix(f"{self.module}."))
+
+
+@dataclass(frozen=True)
+class SharedBiasHeadDims(HeadDims):
+    """`HeadDims` of an attention whose heads, all or some, read a shared position bias."""
+
+    def cut(self, place: Place, kept: torch.Tensor) -> None:
+        """Let the attention run with heads of two sizes, below what gives its heads their bias."""
+        module = place.layer.get_submodule(self.attention.module)
+        if isinstance(module, EmptyAttention):
+            return
+        module.__class__ = _class_below(module)
+        super().cut(place, kept)
+        self.attention.cut(place, torch.arange(module.n_heads))
 
 
 @cache
 def _sharing_bias(attention_class: type[nn.Module], projection: str | None) -> type[nn.Module]:
     """The class of attentions that lost heads; of those that lost all, if the output projection is named."""
-    if projection is None:
+    if projection is None:  # over a `NarrowAttention` too, which leaves the bias to whoever calls it
         return type(f"Cut{attention_class.__name__}", (SharedBiasAttention, attention_class), {"__module__": __name__})
     bases = (SharedBiasAttention, EmptyAttention, attention_class)
     return type(f"Empty{attention_class.__name__}", bases, {"__module__": __name__, "projection_path": projection})
 
 
-def _own_class(attention: nn.Module) -> type[nn.Module]:
-    """The family's own class of an attention, be it dense, cut or emptied."""
+def _class_below(attention: nn.Module) -> type[nn.Module]:
+    """The class of an attention without what gives its heads their bias: the family's own, or one of narrow heads."""
     return type(attention).__bases__[-1] if isinstance(attention, SharedBiasAttention) else type(attention)
 
 
-def _rebuild(attention_class: type[nn.Module], projection: str | None) -> nn.Module:
-    rebuilt = _sharing_bias(attention_class, projection)
+def _rebuild(attention_class: type[nn.Module], projections: Projections | None, projection: str | None) -> nn.Module:
+    below = attention_class if projections is None else narrow_class(attention_class, projections)
+    rebuilt = _sharing_bias(below, projection)
     return rebuilt.__new__(rebuilt)
 
 
@@ -121,6 +141,10 @@ def _attention(module: str, cross: bool = False) -> SharedBias:
     )
 
 
+def _with_head_dims(attention: SharedBias) -> tuple[Part, ...]:
+    return attention, *(SharedBiasHeadDims(attention, axis) for axis in HEAD_DIM_AXES)
+
+
 def _feed_forward(layer: str) -> FeedForward:
     dense = f"{layer}.DenseReluDense"
     return FeedForward(
@@ -138,15 +162,15 @@ FAMILIES = (
         stacks=(
             Stack(
                 "encoder.block",
-                (_attention("layer.0.SelfAttention"), _feed_forward("layer.1")),
+                (*_with_head_dims(_attention("layer.0.SelfAttention")), _feed_forward("layer.1")),
                 name="encoder",
                 depth=Depth("num_layers", own_key="num_layers", first=1),
             ),
             Stack(
                 "decoder.block",
                 (
-                    _attention("layer.0.SelfAttention"),
-                    _attention("layer.1.EncDecAttention", cross=True),
+                    *_with_head_dims(_attention("layer.0.SelfAttention")),
+                    *_with_head_dims(_attention("layer.1.EncDecAttention", cross=True)),
                     _feed_forward("layer.2"),
                 ),
                 name="decoder",

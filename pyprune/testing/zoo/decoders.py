@@ -43,7 +43,14 @@ MODELS = {
     "opt-unbiased": Tiny("opt", {**_OPT, "enable_bias": False, "layer_norm_elementwise_affine": False}),
     "gpt_neox": Tiny("gpt_neox", _MHA, _HEADS),
     "gpt_neox-sequential": Tiny(
-        "gpt_neox", {**_MHA, "use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True}
+        "gpt_neox",
+        {
+            **_MHA,
+            "rotary_pct": 1.0,
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+        },
     ),
     "gemma3": Tiny(
         "gemma3_text",
