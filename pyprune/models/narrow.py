@@ -67,7 +67,7 @@ class NarrowAttention(nn.Module):
 
     projections: Projections
     order: tuple[str, ...]  # names of the family's own positional arguments
-    eager: Callable[..., Any] | None  # None where the family does not ask the attention interface
+    eager: Callable[..., Any] | None  # the family's own; None where it never asks the attention interface
     rotate: Callable[..., Any] | None
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
@@ -95,6 +95,8 @@ class NarrowAttention(nn.Module):
                 key, value = past.update(key, value, self.layer_idx)
             if source is not None:
                 told[self.layer_idx] = True
+        if isinstance(mask, torch.Tensor):  # Pix2Struct's may be wider
+            mask = mask[..., : key.shape[-2]]
         context, weights = self._attend(query, key, value, mask, **kwargs)
         context = context.reshape(*hidden_states.shape[:-1], -1).contiguous()
         if self.projections.output:
@@ -111,7 +113,7 @@ class NarrowAttention(nn.Module):
         if (readers := getattr(self, KV_MAP, None)) is not None:
             key, value = key.index_select(1, readers), value.index_select(1, readers)
         attend = type(self).eager
-        if attend is None:
+        if attend is None or not hasattr(self, "config"):  # who has none cannot ask which kernel is wanted
             attend = _eager
         else:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attend)

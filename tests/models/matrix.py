@@ -34,7 +34,7 @@ def save(model, inputs, outputs, folder):
 def check_generation(dense, adapter, anatomy, plan, chunked=False):
     """The sliced model generates what the masked one does, with either kind of cache; `chunked` fills one in parts."""
     inputs = example_inputs(dense, padding="left")
-    given = ("input_ids", "attention_mask", "input_features", "pixel_values")
+    given = ("input_ids", "attention_mask", "input_features", "pixel_values", "flattened_patches")
     inputs = {k: v for k, v in inputs.items() if k in given}
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     if "pixel_values" not in inputs:  # else the model knows its padding, and BLIP is told by itself

@@ -5,7 +5,9 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from matrix import ROUNDING, check_generation, check_reload, inputs_of, run, save
+from packaging.version import Version
 from transformers import AutoModel
 
 import pyprune
@@ -85,12 +87,14 @@ def test_another_process_reloads_all_of_them(checkpoints):
     check_reload(checkpoints)
 
 
-DECODERS = [v for v in VARIANTS if "AutoModelForCausalLM" in ZOO[v].heads]
+DECODERS = [v for v in VARIANTS if {"AutoModelForCausalLM", "GitForCausalLM"} & {*ZOO[v].heads}]
 
 
 @pytest.mark.parametrize("variant", DECODERS)
 def test_generation_with_caches(variant):
     """Keys and values of different widths in one cache."""
+    if variant == "git" and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("GIT of this transformers version loses its position when it generates with a cache")
     dense, adapter, anatomy = dense_and_anatomy(variant, "AutoModelForCausalLM", torch.float32)
     plan = narrowed(anatomy, seed=1)
     check_generation(dense, adapter, anatomy, plan, chunked=True)
@@ -104,6 +108,7 @@ READERS = {
     "encoder-decoder": "EncoderDecoderModel",
     "vit-gpt2": "VisionEncoderDecoderModel",
     "vit-bert": "AutoModelForImageTextToText",
+    "pix2struct": "AutoModelForImageTextToText",
     "blip-caption": "BlipForConditionalGeneration",
 }
 
@@ -239,7 +244,7 @@ def test_budgets_below_the_least_heads():
 
 
 def test_what_has_no_such_axis_says_which_it_has():
-    dense = tiny_model("pix2struct", ZOO["pix2struct"].heads[0], torch.float32)
+    dense = tiny_model("deberta-v2", ZOO["deberta-v2"].heads[0], torch.float32)
     with pytest.raises(InputError, match="axis 'qk_dims': the model has heads, "):
         adapter_for(dense).anatomy(dense, ["qk_dims"])
     dense = tiny_model("bert", "AutoModel", torch.float32)

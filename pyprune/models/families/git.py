@@ -5,6 +5,7 @@ from typing import Any
 from pyprune.models.depth import Depth
 from pyprune.models.families.bert import FEED_FORWARD, SELF_ATTENTION
 from pyprune.models.family import Family, Stack
+from pyprune.models.head_dims import head_dims
 from pyprune.models.images import patches
 
 
@@ -19,7 +20,7 @@ FAMILIES = (
             Stack(
                 layers="encoder.layer",
                 depth=Depth("num_hidden_layers"),
-                parts=(SELF_ATTENTION, FEED_FORWARD),
+                parts=(SELF_ATTENTION, *head_dims(SELF_ATTENTION), FEED_FORWARD),
                 extra_tokens=_image_tokens,
             ),
         ),

@@ -3,9 +3,10 @@
 from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.families.bart import source_tokens
-from pyprune.models.families.t5 import SharedBias
+from pyprune.models.families.t5 import SharedBias, with_head_dims
 from pyprune.models.family import Family, Stack
 from pyprune.models.feed_forward import FeedForward
+from pyprune.models.head_dims import head_dims
 
 
 def _text_attention(layer: str, cross: bool = False) -> SharedBias:
@@ -25,6 +26,19 @@ def _text_attention(layer: str, cross: bool = False) -> SharedBias:
     )
 
 
+_VISION_ATTENTION = Attention(
+    module="attention",
+    query="attention.query",
+    key="attention.key",
+    value="attention.value",
+    output="attention.output",
+    head_dim="key_value_proj_dim",
+    counts=("n_heads",),
+    widths=("inner_dim",),
+    config_key="num_attention_heads",
+    exit=None,
+)
+
 FAMILIES = (
     Family(
         model_types=("pix2struct_vision_model",),
@@ -33,18 +47,8 @@ FAMILIES = (
                 layers="encoder.layer",
                 depth=Depth("num_hidden_layers"),
                 parts=(
-                    Attention(
-                        module="attention",
-                        query="attention.query",
-                        key="attention.key",
-                        value="attention.value",
-                        output="attention.output",
-                        head_dim="key_value_proj_dim",
-                        counts=("n_heads",),
-                        widths=("inner_dim",),
-                        config_key="num_attention_heads",
-                        exit=None,
-                    ),
+                    _VISION_ATTENTION,
+                    *head_dims(_VISION_ATTENTION),
                     FeedForward(
                         inner=("mlp.wi_0", "mlp.wi_1"),
                         output="mlp.wo",
@@ -63,8 +67,8 @@ FAMILIES = (
                 layers="layer",
                 depth=Depth("num_layers", first=1),
                 parts=(
-                    _text_attention("self_attention"),
-                    _text_attention("encoder_decoder_attention", cross=True),
+                    *with_head_dims(_text_attention("self_attention")),
+                    *with_head_dims(_text_attention("encoder_decoder_attention", cross=True)),
                     FeedForward(
                         inner=("mlp.DenseReluDense.wi_0", "mlp.DenseReluDense.wi_1"),
                         output="mlp.DenseReluDense.wo",

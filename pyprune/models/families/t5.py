@@ -141,7 +141,8 @@ def _attention(module: str, cross: bool = False) -> SharedBias:
     )
 
 
-def _with_head_dims(attention: SharedBias) -> tuple[Part, ...]:
+def with_head_dims(attention: SharedBias) -> tuple[Part, ...]:
+    """The attention and the dimensions of its heads."""
     return attention, *(SharedBiasHeadDims(attention, axis) for axis in HEAD_DIM_AXES)
 
 
@@ -162,15 +163,15 @@ FAMILIES = (
         stacks=(
             Stack(
                 "encoder.block",
-                (*_with_head_dims(_attention("layer.0.SelfAttention")), _feed_forward("layer.1")),
+                (*with_head_dims(_attention("layer.0.SelfAttention")), _feed_forward("layer.1")),
                 name="encoder",
                 depth=Depth("num_layers", own_key="num_layers", first=1),
             ),
             Stack(
                 "decoder.block",
                 (
-                    *_with_head_dims(_attention("layer.0.SelfAttention")),
-                    *_with_head_dims(_attention("layer.1.EncDecAttention", cross=True)),
+                    *with_head_dims(_attention("layer.0.SelfAttention")),
+                    *with_head_dims(_attention("layer.1.EncDecAttention", cross=True)),
                     _feed_forward("layer.2"),
                 ),
                 name="decoder",
