@@ -36,7 +36,7 @@ from pyprune.models.card import write_card
 from pyprune.models.discovered import found_line
 from pyprune.models.discovery import discover_
 from pyprune.models.loading import check_model, load, local_directory
-from pyprune.models.native import is_native, make_native_, native_groups
+from pyprune.models.native import is_native, make_native_, native_groups, native_stages
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome
@@ -202,7 +202,7 @@ def _planned(
         return chosen.plan(scores, remaining, absolute, length, floor=floor, **bounds)
 
     search = search_vocabulary if anatomy.vocabulary else search_jointly
-    return search(scores, anatomy, budget, length, least, find, bounds["multiple_of"])
+    return search(scores, anatomy, budget, length, least, find, **bounds)
 
 
 def _check_tuning(chosen: Recipe, axes: Iterable[str]) -> None:
@@ -220,7 +220,7 @@ def _floors(
     if deploy not in get_args(Deploy):
         raise InputError(f"deploy={deploy!r}: choose one of {', '.join(get_args(Deploy))}")
     if deploy == "uniform":
-        native = native_groups(model)
+        native = native_groups(model) | native_stages(model, anatomy)
         # Configs cannot say that a block is absent: one unit of each stays.
         lowest = {g.name: max(least[g.name], min(1, g.size)) if g.name in native else g.size for g in anatomy.groups}
         least |= {g.name: lowest[g.name] for g in anatomy.groups if g.axis not in ("layers", "vocab")}

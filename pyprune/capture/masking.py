@@ -48,8 +48,9 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
                 for path, mask in zip(group.layers, masks[group.units.name].tolist(), strict=True):
                     if mask != 1:
                         _mask_layer(stack, model.get_submodule(path), mask)
-        if anatomy.hidden and anatomy.hidden.units.name in masks:
-            _mask_hidden(stack, model, anatomy.hidden, masks[anatomy.hidden.units.name])
+        for hidden in anatomy.widths:
+            if hidden.units.name in masks:
+                _mask_hidden(stack, model, hidden, masks[hidden.units.name])
         if anatomy.vocabulary and anatomy.vocabulary.units.name in masks:
             _mask_vocabulary(stack, model, anatomy.vocabulary, masks[anatomy.vocabulary.units.name])
         mask_tokens(stack, model, anatomy, masks)
@@ -86,8 +87,8 @@ def _mask_hidden(stack: ExitStack, model: nn.Module, hidden: HiddenGroup, mask: 
     norms = set(hidden.norms)
     changed: dict[int, torch.Tensor] = {}
     for cut in hidden.units.cuts:
-        if cut.module not in norms:
-            tensor = model.get_parameter(cut.tensor)
+        tensor = model.get_submodule(cut.module)._parameters.get(cut.tensor.rpartition(".")[2])
+        if tensor is not None and cut.module not in norms:  # running statistics are no parameters, and need no mask
             factors = mask.to(tensor).view(-1, *[1] * (tensor.dim() - cut.dim - 1))
             changed[id(tensor)] = changed.get(id(tensor), tensor.detach()) * factors
     for module in model.modules():
@@ -107,10 +108,11 @@ def _norm_of(norm: Any, kept: torch.Tensor) -> Callable[[torch.Tensor], torch.Te
     vars(small)["_parameters"] = parameters
     if hasattr(norm, "normalized_shape"):
         small.normalized_shape = (len(kept),)
+    dim = 1 if getattr(norm, "data_format", "") == "channels_first" else -1
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         index = kept.to(x.device)
-        return torch.zeros_like(x).index_copy(-1, index, small(x.index_select(-1, index)))
+        return torch.zeros_like(x).index_copy(dim, index, small(x.index_select(dim, index)))
 
     return forward
 

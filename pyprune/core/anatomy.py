@@ -262,14 +262,16 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class HiddenGroup:
-    """The hidden width: one unit is an entry of the vector that runs through the whole model.
+    """The hidden width: one unit is an entry of the vector that runs through the whole model, or through a stage.
 
-    `units.cuts` are all its dimensions in parameters. `norms` are the paths of the norms over it: what is left is
-    normalised by its own mean and variance, as if there had never been more.
+    `units.cuts` are all its dimensions in parameters and buffers. `norms` are the paths of the norms over it: what is
+    left is normalised by its own mean and variance, as if there had never been more. `inner` are the groups whose sizes
+    a family's config derives from the width of a stage.
     """
 
     units: UnitGroup
     norms: tuple[str, ...]
+    inner: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -313,6 +315,8 @@ class Anatomy:
     """Blocks of a model in the order in which the data passes them, and the groups of other axes that were asked for.
 
     `layers` are the paths of the layers; those in `pairs` return the hidden state and None, the others it alone.
+    `hidden` is the one vector that all blocks read and write. Where every stage has one of its own, they are
+    `stage_widths`, which cost what is cut with them, stem and task head included.
     """
 
     model_type: str
@@ -321,12 +325,13 @@ class Anatomy:
     pairs: frozenset[str] = frozenset()
     layer_groups: tuple[LayerGroup, ...] = ()
     hidden: HiddenGroup | None = None
+    stage_widths: tuple[HiddenGroup, ...] = ()
     token_groups: tuple[TokenGroup, ...] = ()
     vocabulary: VocabularyGroup | None = None
 
     @property
     def groups(self) -> tuple[UnitGroup, ...]:
-        beyond = (*self.layer_groups, self.hidden, *self.token_groups, self.vocabulary)
+        beyond = (*self.layer_groups, *self.widths, *self.token_groups, self.vocabulary)
         return (*(block.units for block in self.blocks), *(group.units for group in beyond if group))
 
     @property
@@ -338,6 +343,11 @@ class Anatomy:
         """The units of `all_groups` that stay when `kept[name]` stay of every group."""
         shared = ((block.units.name, block.shared) for block in self.blocks if block.shared)
         return {**kept, **{one.units.name: one.kept(kept[name]) for name, one in shared if name in kept}}
+
+    @property
+    def widths(self) -> tuple[HiddenGroup, ...]:
+        """The hidden widths: none, one, or one for every stage."""
+        return ((self.hidden,) if self.hidden else ()) + self.stage_widths
 
     def lost_layers(self, kept: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Paths of the layers that are left out when the units `kept[name]` of every group stay (default: all)."""

@@ -29,6 +29,7 @@ from pyprune.models.layer_config import remember_
 from pyprune.models.place import Place
 from pyprune.models.registry import FAMILIES, family_of
 from pyprune.models.sequential import SequentialAdapter
+from pyprune.models.stage_widths import note_features_, with_stage_widths
 from pyprune.models.tokens import TOKENS, Patches, install_tokens, note_tokens, read_by
 from pyprune.models.vocabulary import VOCAB, looks_up_tokens, renumber_, vocabulary_group
 from pyprune.models.widths import configs_below, twins, write_widths
@@ -145,6 +146,7 @@ class TransformersAdapter:
 
     def resized(self, model: nn.Module, anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> None:
         """Bring derived attributes, emptied blocks and the config in line after the weights were cut."""
+        family = family_of(model.config)
         narrowed = anatomy.hidden and len(kept[HIDDEN]) < anatomy.hidden.units.size
         for group in anatomy.all_groups:
             # A module that lost nothing remembers what it did, unless it computes a head's size from the hidden width.
@@ -167,15 +169,17 @@ class TransformersAdapter:
         for record in records(model):
             noted = [group for group in record.groups if group.name in before]
             groups = [replace(before[group.name], config_key=group.config_key) for group in noted]
-            if anatomy.hidden and not record.prefix:
-                groups.append(anatomy.hidden.units)
+            if not record.prefix:
+                groups += [width.units for width in anatomy.widths]
             for config in record.configs:
                 write_widths(config, record.family, record.prefix, groups, sizes)
-        if anatomy.hidden:
-            for path in anatomy.hidden.norms:
+        for width in anatomy.widths:
+            for path in width.norms:
                 norm: Any = model.get_submodule(path)
                 if hasattr(norm, "normalized_shape"):
-                    norm.normalized_shape = (sizes[anatomy.hidden.units.name],)
+                    norm.normalized_shape = (sizes[width.units.name],)
+        if anatomy.stage_widths and hasattr(model, "num_features"):
+            note_features_(model, family.stage_widths(model))
         if anatomy.token_groups:
             seen = anatomy.tokens_seen(kept)
             by_layer = {group.layer: seen[group.units.name] for group in anatomy.token_groups}
@@ -205,7 +209,13 @@ def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
     for member, table, places in _image_stacks(model) if TOKENS in axes else ():
         table.check(model, member.model)
         token_groups += table.groups(places, member.model.config)
-    hidden = hidden_group(model, anatomy) if HIDDEN in axes else None
+    hidden = None
+    if HIDDEN in axes:
+        family = family_of(model.config)
+        if family and family.stage_widths:
+            anatomy = with_stage_widths(model, anatomy, family.stage_widths(model))
+        else:
+            hidden = hidden_group(model, anatomy)
     vocabulary = _vocabulary(model, anatomy) if VOCAB in axes else None
     if hidden and vocabulary:
         widths = {model.get_submodule(path).embedding_dim for path in vocabulary.embeddings}
@@ -244,7 +254,7 @@ def _asked_axes(model: nn.Module) -> Iterator[str]:
     if next(_deep_stacks(model), None) is not None:
         yield "layers"
     found = list(members(model))
-    if len(found) == 1 and not found[0].prefix and found[0].family.hidden:
+    if len(found) == 1 and not found[0].prefix and (found[0].family.hidden or found[0].family.stage_widths):
         yield HIDDEN
     if next(_image_stacks(model), None) is not None:
         yield TOKENS

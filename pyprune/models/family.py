@@ -16,6 +16,7 @@ from pyprune.models.place import Place
 
 if TYPE_CHECKING:
     from pyprune.models.depth import Depth
+    from pyprune.models.stage_widths import StageWidth
     from pyprune.models.tokens import Patches
 
 # From a config and the indices of a layer: how many tokens; None where that follows from the length of the text.
@@ -95,6 +96,7 @@ class Family:
     the configs of other models needs no table for those: they are found by their own model types. `source_tokens` tells
     of such a model how many tokens the cross-attention of its member at a path reads; None: as many as the text has.
     `hidden` is False where no single vector runs through the model, or its forward reads the width from the config.
+    `stage_widths` tells, of a model whose stages have a hidden width each, who writes and who reads these.
     `vocabulary` is False where more than a token is read in its number.
     """
 
@@ -103,6 +105,7 @@ class Family:
     refused: tuple[tuple[str, object, str], ...] = ()
     source_tokens: Callable[[nn.Module, str], float | None] | None = None
     hidden: bool = True
+    stage_widths: Callable[[nn.Module], list[StageWidth]] | None = None
     vocabulary: bool = True
 
     def parts(

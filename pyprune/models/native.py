@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import group_kind
+from pyprune.core.anatomy import Anatomy, asked, group_kind
 from pyprune.models.adapter import TransformersAdapter, configs_of, members
+from pyprune.models.stage_widths import native_widths
 from pyprune.models.tokens import PRUNED_TOKENS
 from pyprune.models.widths import PRUNED_GROUPS, spell_out_layers, twins
 from pyprune.slicing.slice import cut_
@@ -47,6 +48,13 @@ def native_groups(model: Any) -> set[str]:
     return found
 
 
+def native_stages(model: Any, anatomy: Anatomy) -> set[str]:
+    """Names of the groups whose sizes the family's config can describe if all of a stage shrink in proportion."""
+    kept = {group.name: torch.arange((group.size + 1) // 2, device="cpu") for group in anatomy.groups}
+    stages = {name for width in anatomy.stage_widths for name in (width.units.name, *width.inner)}
+    return stages if stages and is_native(model, kept, asked(group.axis for group in anatomy.groups)) else set()
+
+
 def is_native(model: Any, kept: Mapping[str, torch.Tensor], axes: Sequence[str] | None = None) -> bool:
     """Whether the family's config can describe what is left of `model` when of each group the units `kept[name]` stay.
 
@@ -58,19 +66,21 @@ def is_native(model: Any, kept: Mapping[str, torch.Tensor], axes: Sequence[str] 
     return make_native_(cut_(twin, adapter, adapter.anatomy(twin, axes), kept))
 
 
-def _settings(model: nn.Module) -> dict[str, dict[str, int]] | None:
+def _settings(model: nn.Module) -> dict[str, dict[str, Any]] | None:
     """`{prefix of a member: {attribute of its config: value}}`; None when layers differ."""
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for member in members(model):
         mine = found.setdefault(member.prefix, {})
         for place, part in member.parts():
             for name, value in part.native(place).items():
                 if mine.setdefault(name, value) != value:
                     return None
+        if member.family.stage_widths and not member.prefix:
+            mine |= native_widths(member.model, member.family.stage_widths(member.model))
     return found
 
 
-def _changed(model: Any, settings: dict[str, dict[str, int]]) -> Any:
+def _changed(model: Any, settings: dict[str, dict[str, Any]]) -> Any:
     """A copy of the model's config with the settings of every member."""
     config = copy.deepcopy(model.config)
     vars(config).pop(PRUNED_GROUPS, None)
@@ -81,7 +91,7 @@ def _changed(model: Any, settings: dict[str, dict[str, int]]) -> Any:
     return config
 
 
-def _set(config: Any, values: dict[str, int]) -> None:
+def _set(config: Any, values: dict[str, Any]) -> None:
     vars(config).pop(PRUNED_GROUPS, None)
     if getattr(config, "is_heterogeneous", False):
         config.per_layer_config = None

@@ -13,6 +13,7 @@ from pyprune.core.errors import MismatchError
 from pyprune.models.adapter import Record, TransformersAdapter, records
 from pyprune.models.hidden import HIDDEN, hidden_group
 from pyprune.models.registry import family_of
+from pyprune.models.stage_widths import under_construction
 from pyprune.models.widths import PRUNED_GROUPS, is_pruned, read_widths
 from pyprune.slicing.slice import cut_
 
@@ -36,16 +37,19 @@ def shrink_(model: Any) -> bool:
     adapter = TransformersAdapter()
     axes = _named_axes(noted)
     anatomy = adapter.anatomy(model, [axis for axis in axes if axis != QUERY_HEADS])
+    # The base model inside a task model was cut when it was complete: here it is the rest that has the full width.
     if HIDDEN in (vars(model.config).get(PRUNED_GROUPS) or {}):
-        # The base model inside a task model was cut when it was complete: here it is the rest that has the full width.
         anatomy = replace(anatomy, hidden=hidden_group(model, anatomy, model.config.hidden_size))
+    own = family_of(model.config)
+    if own and own.stage_widths and not noted[0].prefix:
+        anatomy = replace(anatomy, stage_widths=under_construction(model, own.stage_widths(model)))
     wanted = {group.name: group.size for group in anatomy.groups}
     apart: set[str] = set()
     for (config, *_), prefix, family, groups in noted:
         apart |= {group.name for group in groups if group.axis == QUERY_HEADS} if QUERY_HEADS in axes else set()
         groups = [group for group in groups if group.name in wanted or group.name in apart]
         if is_pruned(config, family):
-            wide = [anatomy.hidden.units] if anatomy.hidden and not prefix else []
+            wide = [width.units for width in anatomy.widths] if not prefix else []
             wanted |= read_widths(config, family, prefix, [*groups, *wide])
     kept = {name: torch.arange(size, device="cpu") for name, size in wanted.items() if name not in apart}
     cut_(model, adapter, anatomy, kept)

@@ -4,7 +4,8 @@ Layers, tokens and the hidden width multiply with all other axes, so that no uni
 numbers of kept units are tried, best units first: for each combination the blocks that remain are searched under the
 budget, and the combination of the highest total score wins. Widths are tried in steps of 1/32, or one by one where
 nothing else may be cut. So are the tokens that come out of the last layer: the layers between lose them in equal parts,
-and the first none.
+and the first none. Where every stage has a width of its own, all shrink in proportion: whatever a stage puts out passes
+through it, so that scores do not tell how many channels it needs.
 
 Dimensions of heads are searched at the price that they have while all heads stay. That counts twice what lies in a head
 and a dimension that both go. Query heads are searched with their part of the key/value head, which only the last of its
@@ -14,6 +15,7 @@ readers takes with it. So the budget for such a search is tightened until the pl
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,11 +25,13 @@ import torch
 from pyprune.core.anatomy import Anatomy, Block, TokenGroup, UnitCost, UnitGroup, group_kind
 from pyprune.core.budget import Budget, Limit
 from pyprune.core.errors import BudgetError, InputError
+from pyprune.core.limits import granule
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 
-# How finely the hidden width is tried beside other axes.
+# How finely the hidden width is tried beside other axes, and the widths of stages alone.
 _STEPS = 32
+_FINE_STEPS = 256
 # How often the range of a tightened budget is halved: to one part in 16 million.
 _HALVINGS = 24
 # A share of 1 must keep everything: sums of the same floats in another order differ in the last bits.
@@ -44,30 +48,37 @@ def search_jointly(
     least: Mapping[str, int],
     find: Find,
     multiple_of: int = 1,
+    uniform: bool = False,
     settled: Mapping[str, torch.Tensor] | None = None,
 ) -> Plan:
-    """The best plan for an `anatomy` with layer groups, a hidden width or groups of tokens.
+    """The best plan for an `anatomy` with layer groups, hidden widths or groups of tokens.
 
     `least[name]` units of every group stay, and `settled[name]` are the units of a group that is not searched (the
-    vocabulary). `find` searches an anatomy of blocks alone under an absolute budget and floors. Raises BudgetError when
-    no combination meets the budget, InputError when a group has no scores.
+    vocabulary). `uniform` asks for a plan that the family's config can describe, with what a stage's layers hold in
+    proportion to its width. `find` searches an anatomy of blocks alone under an absolute budget and floors. Raises
+    BudgetError when no combination meets the budget, InputError when a group has no scores.
     """
     limits = budget.absolute(anatomy, length)
     absolute = Budget(tuple(Limit(resource, amount * _ROUNDING, False) for resource, amount in limits.items()))
     whole = [group.units for group in anatomy.layer_groups]
     whole += [anatomy.hidden.units] if anatomy.hidden else []
-    pinned = all(least[block.units.name] == block.units.size for block in anatomy.blocks)
+    inner = {name for width in anatomy.stage_widths for name in width.inner if uniform}
+    free = [block.units for block in anatomy.blocks if block.units.name not in inner]
+    pinned = all(least[group.name] == group.size for group in free)
     everything = {block.units.name: torch.arange(block.units.size) for block in anatomy.blocks} | dict(settled or {})
     best: tuple[float, float] | None = None
     chosen = Plan({}, {}, length)
     choices = [_best(group, scores, _counts(group, least[group.name], multiple_of, pinned)) for group in whole]
+    if anatomy.stage_widths:
+        choices.append(_in_proportion(anatomy, scores, least, multiple_of, pinned, uniform))
     kinds = dict.fromkeys(group_kind(group.units) for group in anatomy.token_groups)
     for kind in kinds:
         stack = [group for group in anatomy.token_groups if group_kind(group.units) == kind]
         choices.append(_schedules(stack, scores, least, pinned))
     for chosen_of in itertools.product(*choices):
         kept = {name: units for one in chosen_of for name, units in one.items()}
-        plan = Plan(everything | kept, {g.name: g.size for g in anatomy.groups}, length, dict(scores.meta))
+        meta = {**scores.meta, "uniform": True} if inner else dict(scores.meta)
+        plan = Plan(everything | kept, {g.name: g.size for g in anatomy.groups}, length, meta)
         if not pinned:
             remaining = _remaining(anatomy, kept)
             floors = {g.name: least[g.name] for g in remaining.groups}
@@ -162,6 +173,34 @@ def _schedules(
     return list(found.values())
 
 
+def _in_proportion(
+    anatomy: Anatomy, scores: Scores, least: Mapping[str, int], multiple_of: int, pinned: bool, uniform: bool
+) -> list[dict[str, torch.Tensor]]:
+    """The best units of the widths of all stages, the same share of each: from all to the fewest."""
+    sizes = {group.name: group for group in anatomy.groups}
+    stages = [[w.units, *(sizes[name] for name in w.inner if uniform)] for w in anatomy.stage_widths]
+    orders = {group.name: ranked(group, scores) for groups in stages for group in groups}
+    most = max(groups[0].size for groups in stages)
+    step = max(1, most // (_FINE_STEPS if pinned else _STEPS))
+    found: dict[tuple[int, ...], dict[str, torch.Tensor]] = {}
+    for left in range(most, 0, -step):
+        kept = {}
+        for groups in stages:
+            parts = math.gcd(*(group.size for group in groups))  # groups of one stage lose so many parts alike
+            grain = math.lcm(*(_grain(group, group.size // parts, multiple_of) for group in groups))
+            floor = max(math.ceil(least[group.name] * parts / group.size) for group in groups)
+            count = parts if left == most else max(floor, parts * left // most // grain * grain)
+            kept |= {group.name: orders[group.name][: count * group.size // parts].sort().values for group in groups}
+        found.setdefault(tuple(map(len, kept.values())), kept)
+    return list(found.values())
+
+
+def _grain(group: UnitGroup, units: int, multiple_of: int) -> int:
+    """How many times `units` have to go so that what stays is a multiple of the group's granule."""
+    step = granule(group, multiple_of)
+    return step // math.gcd(step, units)
+
+
 def ranked(group: UnitGroup, scores: Scores) -> torch.Tensor:
     """Units of `group`, best first; InputError when `scores` has none for it."""
     values = scores.values.get(group.name)
@@ -187,20 +226,43 @@ def _remaining(anatomy: Anatomy, kept: Mapping[str, torch.Tensor]) -> Anatomy:
     lost = anatomy.lost_layers(kept)
     share = len(kept[anatomy.hidden.units.name]) / anatomy.hidden.units.size if anatomy.hidden else 1.0
     counts = {name: len(units) for name, units in kept.items()}
+    shares = {w.units.name: counts[w.units.name] / w.units.size for w in anatomy.stage_widths}
     blocks = tuple(
-        _priced(block, anatomy.cost_left(block.units.cost, counts), share)
+        _priced(block, _between(anatomy.cost_left(block.units.cost, counts), shares), share)
         for block in anatomy.blocks
         if block.layer_path not in lost
     )
     layers = tuple(path for path in anatomy.layers if path not in lost)
     return replace(
-        anatomy, layers=layers, blocks=blocks, layer_groups=(), hidden=None, token_groups=(), vocabulary=None
+        anatomy,
+        layers=layers,
+        blocks=blocks,
+        layer_groups=(),
+        hidden=None,
+        stage_widths=(),
+        token_groups=(),
+        vocabulary=None,
     )
 
 
+def _between(cost: UnitCost, shares: Mapping[str, float]) -> UnitCost:
+    """`cost` of a unit that also pays for the other half of its weights to stages of which these `shares` stay."""
+    params, macs, others = cost.params, cost.flops(1) / 2, []
+    for other, weights, positions in cost.shared:
+        if other not in shares:
+            others.append((other, weights, positions))
+            continue
+        paid = weights * (2 * shares[other] - 1)
+        params += paid
+        macs += paid * (positions or 0)
+    if len(others) == len(cost.shared):
+        return cost
+    return UnitCost(params, tokens=macs / params, shared=tuple(others))
+
+
 def _left_for_blocks(absolute: Budget, plan: Plan, anatomy: Anatomy) -> Budget:
-    """What the vocabulary that `plan` keeps leaves of the budget, at the width that it keeps."""
-    if anatomy.vocabulary is None:
+    """What the vocabulary and the stages' widths that `plan` keeps leave of the budget."""
+    if anatomy.vocabulary is None and not anatomy.stage_widths:
         return absolute
     kept = anatomy.counts(plan.kept | {block.units.name: torch.arange(0) for block in anatomy.blocks})
     spent = {"flops": anatomy.flops(plan.length, kept), "params": anatomy.params(kept)}
@@ -219,7 +281,7 @@ def _priced(block: Block, cost: UnitCost, share: float) -> Block:
 
 
 def _share_of(cost: UnitCost, share: float) -> UnitCost:
-    weights: Any = {n: round(getattr(cost, n) * share) for n in ("params", "key_params", "table_params", "per_pass")}
+    weights: Any = {n: getattr(cost, n) * share for n in ("params", "key_params", "table_params", "per_pass")}
     return replace(cost, **weights, also=_share_of(cost.also, share) if cost.also else None)
 
 

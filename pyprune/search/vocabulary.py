@@ -30,6 +30,7 @@ def search_vocabulary(
     least: Mapping[str, int],
     find: Find,
     multiple_of: int = 1,
+    uniform: bool = False,
 ) -> Plan:
     """The plan for an `anatomy` with a vocabulary, of which as many tokens stay as the order above allows.
 
@@ -58,7 +59,8 @@ def search_vocabulary(
     def searched(count: int) -> Plan | None:
         tokens = torch.tensor(order[:count]).sort().values
         try:
-            return search_jointly(scores, anatomy, budget, length, least, find, multiple_of, {group.name: tokens})
+            settled = {group.name: tokens}
+            return search_jointly(scores, anatomy, budget, length, least, find, multiple_of, uniform, settled)
         except BudgetError:
             return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,29 +15,43 @@ from pyprune.core.plan import Plan
 def max_difference(first: Any, second: Any, plan: Plan | None = None) -> float:
     """Largest absolute difference over all tensors of two model outputs; inf when either holds NaN.
 
-    `plan` tells which entries of the hidden width and which tokens the second model is left with: where it puts out
-    fewer, these are compared. Key/value caches are not compared. MismatchError when the outputs do not hold the same
-    tensors in the same shapes.
+    `plan` tells which entries of the hidden widths and which tokens the second model is left with: where it puts out
+    fewer, these are compared. Stages may have and keep equal numbers: then those count that fit. Key/value caches are
+    not compared. MismatchError when the outputs do not hold the same tensors in the same shapes.
     """
     a, b = dict(tensors_of(first)), dict(tensors_of(second))
     if not a or a.keys() != b.keys():
         raise MismatchError(f"the outputs hold different tensors: {sorted(a)} and {sorted(b)}")
-    cuts: dict[tuple[int, int], torch.Tensor] = {}
-    for axis in ("hidden", "vocab"):
-        if plan and axis in plan.kept and plan.counts[axis] < plan.sizes[axis]:
-            cuts[plan.sizes[axis], plan.counts[axis]] = plan.kept[axis]
+    cuts: dict[tuple[int, int], list[torch.Tensor]] = {}
+    sizes = plan.sizes if plan else {}
+    for name, kept in plan.kept.items() if plan else ():
+        if name.rpartition(".")[2] in ("hidden", "vocab") and len(kept) < sizes[name]:
+            cuts.setdefault((sizes[name], len(kept)), []).append(kept)
     worst = 0.0
     for name in a:
-        x, y = a[name].detach(), b[name].detach()
-        if x.dim() == y.dim():
-            for dim, (size, left) in enumerate(zip(x.shape, y.shape, strict=True)):
-                if (kept := cuts.get((size, left))) is not None:
-                    x = x.index_select(dim, kept.to(x.device))
-        if x.shape != y.shape:
-            raise MismatchError(f"{name} is {tuple(x.shape)} in one output and {tuple(y.shape)} in the other")
-        if x.numel() and not torch.equal(x, y):
-            worst = max(worst, float((x.double() - y.double()).abs().nan_to_num(nan=torch.inf).max()))
+        worst = max(worst, min(_difference(x, b[name].detach(), name) for x in _left(a[name].detach(), b[name], cuts)))
     return worst
+
+
+def _left(
+    x: torch.Tensor, y: torch.Tensor, cuts: Mapping[tuple[int, int], list[torch.Tensor]]
+) -> Iterator[torch.Tensor]:
+    """`x` with what `y` has left of it, in every way that `cuts` allow."""
+    dims = enumerate(zip(x.shape, y.shape, strict=True)) if x.dim() == y.dim() else ()
+    choices = [[(dim, kept) for kept in cuts[sizes]] for dim, sizes in dims if sizes in cuts]
+    for chosen in itertools.product(*choices):
+        left = x
+        for dim, kept in chosen:
+            left = left.index_select(dim, kept.to(x.device))
+        yield left
+
+
+def _difference(x: torch.Tensor, y: torch.Tensor, name: str) -> float:
+    if x.shape != y.shape:
+        raise MismatchError(f"{name} is {tuple(x.shape)} in one output and {tuple(y.shape)} in the other")
+    if not x.numel() or torch.equal(x, y):
+        return 0.0
+    return float((x.double() - y.double()).abs().nan_to_num(nan=torch.inf).max())
 
 
 def tensors_of(value: Any, name: str = "output") -> Iterator[tuple[str, torch.Tensor]]:

@@ -31,7 +31,7 @@ from pyprune.core.plan import Plan
 from pyprune.formats.onnx import write_onnx
 from pyprune.models.adapter import adapter_for, asked_axes
 from pyprune.models.inputs import example_inputs
-from pyprune.models.native import native_groups
+from pyprune.models.native import native_groups, native_stages
 from pyprune.slicing.check import max_difference
 from pyprune.testing.models import heads, random_plan, tiny_model
 from pyprune.testing.zoo import ZOO
@@ -45,7 +45,8 @@ Written by `make models-table`, which prunes a tiny random model of every row al
 
 - **exact**: the sliced model gives what the dense model with masks gives, to rounding in float64;
 - **reload**: saved, and loaded by `from_pretrained` in another process after `import pyprune`, it gives the same bits;
-- **uniform**: with one width for all layers, it is loaded by transformers alone, and gives the same bits;
+- **uniform**: with one width for all layers, it is loaded by transformers alone, and gives the same bits (the channels
+  inside a stage shrink along with its width);
 - **ONNX**: pruned along all its axes at once and written by `pyprune export --onnx`, it gives the same outputs in
   onnxruntime, within rounding, at batches and lengths other than the traced ones.
 
@@ -118,8 +119,9 @@ def uniform(cases: Sequence[Case], folder: Path) -> Iterator[str]:
     """Sliced to one width = loaded by a process that does not import pyprune."""
     for number, case in enumerate(cases):
         dense = case.dense()
-        groups = {group.name for group in _anatomy(dense, [case.axis]).groups if group.axis == case.axis}
-        if case.axis in ("layers", "vocab") or groups <= native_groups(dense):
+        anatomy = _anatomy(dense, [case.axis])
+        groups = {group.name for group in anatomy.groups if group.axis == case.axis}
+        if case.axis in ("layers", "vocab") or groups <= native_groups(dense) | native_stages(dense, anatomy):
             with suppress(InputError):  # `--deploy uniform` refuses what the config cannot say
                 _save(case.pruned(uniform=True), folder / str(number))
     same = _child("", folder)
@@ -203,8 +205,9 @@ def _plan(anatomy: Anatomy, axes: Sequence[str], uniform: bool = False) -> Plan:
     """Half of the units of the axes, or another random part of every group."""
     drawn = random_plan(anatomy, seed=5, emptied=False)
     plan = Plan.keep_all(anatomy)
+    along = {name for width in anatomy.stage_widths for name in width.inner if uniform}
     for group in anatomy.groups:
-        if group.axis in axes:
+        if group.axis in axes or group.name in along:
             half = torch.arange((group.size + 1) // 2)
             plan.kept[group.name] = half if uniform else drawn.kept[group.name][: max(1, group.size - 1)]
             if group.axis == "tokens":  # that are gone do not come back

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyprune.capture.masking import masked
 from pyprune.models.inputs import example_inputs
@@ -29,6 +30,19 @@ def save(model, inputs, outputs, folder):
     model.save_pretrained(folder)
     torch.save((inputs, flat(outputs)), folder / "expected.pt")
     (folder / "class.json").write_text(json.dumps(type(model).__name__))
+
+
+def weights(model):
+    """Those of matrices."""
+    tables = ("position", "bias_table")
+    return sum(p.numel() for n, p in model.named_parameters() if p.dim() > 1 and not any(t in n for t in tables))
+
+
+def flops(model, inputs):
+    # The counter follows modules by gradient hooks, which parameters that are a module's input do not take.
+    with FlopCounterMode(display=False) as counter:
+        run(model.requires_grad_(False), inputs)
+    return counter.get_total_flops()
 
 
 def check_generation(dense, adapter, anatomy, plan, chunked=False):

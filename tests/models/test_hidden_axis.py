@@ -26,13 +26,14 @@ REFUSED = {
         (*COMPOSITES, "mask2former", "mask2former-pre-norm", "segformer", "swin", "swin-padded"), "has heads"
     ),
     "whisper": "has heads",
-    **dict.fromkeys(("resnet", "resnet-basic", "resnet-early", "convnext", "convnext-unscaled"), "has channels"),
     **dict.fromkeys(SOURCES, "reads another model's hidden states"),
     **dict.fromkeys(("mixtral", "mixtral-one", "qwen3_moe", "qwen3_moe-mixed"), "routed experts"),
     "olmo2": "q_proj is part of no block",
     "siglip-vision": "head.attention is a MultiheadAttention",
 }
-VARIANTS = [variant for variant in ZOO if variant not in REFUSED]
+# Those with a width for each stage: test_stage_widths.py.
+STAGES = ("resnet", "resnet-basic", "resnet-early", "convnext", "convnext-unscaled")
+VARIANTS = [variant for variant in ZOO if variant not in (*REFUSED, *STAGES)]
 REFUSED_HEADS = {
     ("bart", "AutoModelForCausalLM"): "reads another model's hidden states",
     ("dinov2", "AutoModelForImageClassification"): "several hidden states side by side",

@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from matrix import ROUNDING, check_reload, inputs_of, run, save
-from torch.utils.flop_counter import FlopCounterMode
+from matrix import ROUNDING, check_reload, flops, inputs_of, run, save, weights
 
 from pyprune.capture.masking import masked
 from pyprune.core.plan import Plan
@@ -88,15 +87,3 @@ def test_costs_are_what_is_counted(variant):
     assert weights(dense) - weights(sliced) == anatomy.params() - anatomy.params(plan.counts)
     saved = anatomy.flops(length) - anatomy.flops(length, plan.counts)
     assert flops(dense, inputs) - flops(sliced, inputs) == batch * saved
-
-
-def weights(model):
-    tables = ("position", "bias_table")
-    return sum(p.numel() for n, p in model.named_parameters() if p.dim() > 1 and not any(t in n for t in tables))
-
-
-def flops(model, inputs):
-    # The counter follows modules by gradient hooks, which parameters that are a module's input do not take.
-    with FlopCounterMode(display=False) as counter:
-        run(model.requires_grad_(False), inputs)
-    return counter.get_total_flops()

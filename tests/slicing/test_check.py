@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pyprune.core.errors import MismatchError
+from pyprune.core.plan import Plan
 from pyprune.slicing.check import max_difference
 
 
@@ -24,3 +25,10 @@ def test_nan_agrees_with_nothing():
 def test_outputs_of_other_shape_are_refused(other):
     with pytest.raises(MismatchError):
         max_difference({"a": torch.zeros(2)}, other)
+
+
+def test_what_a_plan_takes_from_either_of_two_widths_is_compared():
+    first, second = torch.arange(4.0), torch.arange(4.0) + 10
+    plan = Plan({"a.hidden": torch.tensor([0, 1]), "b.hidden": torch.tensor([1, 3])}, {"a.hidden": 4, "b.hidden": 4}, 1)
+    assert max_difference((first, second), (first[:2], second[[1, 3]]), plan) == 0
+    assert max_difference((first, second), (first[:2], second[[0, 3]]), plan) == 1
