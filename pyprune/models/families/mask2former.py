@@ -1,7 +1,9 @@
 """Mask2Former: a pixel decoder with deformable attention, a decoder of queries, and a backbone with a table of its own.
 
 The decoder's cross-attention is PyTorch's `MultiheadAttention`: it reads the weights of its output projection without
-calling it, so that no mask can act there, and it stays as it is. Both decoders add positions inside attention, and the
+calling it, so that no mask can act there, and it stays as it is. Masks could act on the rows of its values instead, but
+units without an output projection that is called have no scores from data, and would take these from the whole model
+(`Anatomy.need_projections`). Both decoders add positions inside attention, and the
 queries' next mask depends on each layer's output, so blocks are not replayed one by one.
 """
 
