@@ -1,11 +1,14 @@
-"""Compiles the Triton kernels with no GPU and reads the machine code: one JSON line per (kernel, architecture).
+"""Compiles the Triton kernels with no GPU and reads the machine code: one JSON line per (specialisation, architecture).
 
-    python tests/kernels/aot.py [SHARD SHARDS]        every kernel of every op for sm_80, sm_90 and sm_100
+    python tests/kernels/aot.py [--exhaustive] [SHARD SHARDS]
 
-A program of its own because a process that imported Triton with TRITON_INTERPRET=1 has no compiler.
+Every specialisation is compiled for one of sm_80, sm_90 and sm_100, and every kernel for all of them; `--exhaustive`
+compiles every specialisation for all of them. A program of its own because a process that imported Triton with
+TRITON_INTERPRET=1 has no compiler.
 """
 
 import importlib
+import itertools
 import json
 import pkgutil
 import re
@@ -32,6 +35,18 @@ def specs() -> list[dict]:
         importlib.import_module(f"{kernels.__name__}.{found.name}") for found in pkgutil.iter_modules(kernels.__path__)
     ]
     return [spec for module in modules for spec in getattr(module, "AOT", ())]
+
+
+def jobs(exhaustive: bool) -> list[tuple[dict, int]]:
+    """(spec, architecture) of all that is compiled: the specs of a kernel take turns, unless `exhaustive`."""
+    if exhaustive:
+        return [(spec, capability) for spec in specs() for capability in ARCHITECTURES]
+    found = []
+    for _, group in itertools.groupby(specs(), key=lambda spec: spec["kernel"].fn):
+        own = list(group)
+        turns = max(len(own), len(ARCHITECTURES))
+        found += [(own[turn % len(own)], ARCHITECTURES[turn % len(ARCHITECTURES)]) for turn in range(turns)]
+    return found
 
 
 def compile_spec(spec: dict, capability: int):
@@ -84,9 +99,9 @@ def inspect(cubin: bytes) -> dict:
 
 
 if __name__ == "__main__":
-    shard, shards = (int(argument) for argument in sys.argv[1:] or (0, 1))
-    jobs = [(spec, capability) for spec in specs() for capability in ARCHITECTURES]
-    for spec, capability in jobs[shard::shards]:
+    exhaustive = "--exhaustive" in sys.argv
+    shard, shards = (int(argument) for argument in sys.argv[1 + exhaustive :] or (0, 1))
+    for spec, capability in jobs(exhaustive)[shard::shards]:
         compiled = compile_spec(spec, capability)
         row = {
             "name": spec["name"],

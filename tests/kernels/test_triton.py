@@ -37,12 +37,12 @@ def test_interpreted():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def compiled(folder, exhaustive):
     """Rows of aot.py, from as many processes as there are cores."""
     shards = min(os.cpu_count() or 1, 8)
-    environment = clean(TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton")))
-    command = [sys.executable, str(HERE / "aot.py")]
+    # Names of source lines in the code tell us nothing, and cost a tenth of the time.
+    environment = clean(TRITON_CACHE_DIR=str(folder), TRITON_DISABLE_LINE_INFO="1")
+    command = [sys.executable, str(HERE / "aot.py"), *(["--exhaustive"] if exhaustive else [])]
     running = [
         subprocess.Popen([*command, str(i), str(shards)], env=environment, stdout=subprocess.PIPE, text=True)
         for i in range(shards)
@@ -52,10 +52,14 @@ def compiled(tmp_path_factory):
     return [json.loads(line) for output in outputs for line in output.splitlines()]
 
 
-def test_machine_code(compiled):
+@pytest.mark.parametrize(
+    "exhaustive", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["taking turns", "exhaustive"]
+)
+def test_machine_code(exhaustive, tmp_path):
     known = {spec["name"]: spec for spec in aot.specs()}
-    assert {(code["name"], code["sm"]) for code in compiled} == {(n, sm) for n in known for sm in aot.ARCHITECTURES}
-    for code in compiled:
+    codes = compiled(tmp_path, exhaustive)
+    assert sorted((c["name"], c["sm"]) for c in codes) == sorted((s["name"], sm) for s, sm in aot.jobs(exhaustive))
+    for code in codes:
         spec, where = known[code["name"]], f"{code['name']} sm_{code['sm']}"
         assert (code["spills"], code["stack"]) == (0, 0), f"{where} spills"
         assert code["registers"] <= spec["max_registers"], f"{where} uses {code['registers']} registers"
@@ -83,6 +87,15 @@ def test_every_kernel_is_compiled():
     assert {op.name for op in ops.OPS.values() if any(c.backend == "triton" for c in op.candidates)} <= {
         module for module, _ in kernels
     }
+
+
+@pytest.mark.parametrize("exhaustive", [False, True])
+def test_every_specialisation_and_every_kernel_on_every_architecture(exhaustive):
+    specs, jobs = aot.specs(), aot.jobs(exhaustive)
+    assert len({spec["name"] for spec in specs}) == len(specs)
+    assert {spec["name"] for spec, _ in jobs} == {spec["name"] for spec in specs}
+    on_all = {(spec["name" if exhaustive else "kernel"], sm) for spec in specs for sm in aot.ARCHITECTURES}
+    assert {(spec["name" if exhaustive else "kernel"], sm) for spec, sm in jobs} == on_all
 
 
 def test_products_that_may_wrap_are_counted():
