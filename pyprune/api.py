@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pyprune import ops
-from pyprune.calibration import calibration_data, most_tokens
+from pyprune.calibration import calibration_data, left_out, notices_of
 from pyprune.core.anatomy import Anatomy, asked
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
@@ -145,6 +145,8 @@ def score(
     Units of `core.anatomy.ASKED_AXES` are scored if `axes` names them, by criteria that read weights alone; those of
     `vocab` by how often the data has each token, whatever the recipe (with `axes=["vocab"]` nothing else is scored, and
     no data goes through the model).
+    `data` is text, a folder of images, a `.jsonl` file or rows of whatever the model takes (docs/concepts.md).
+    `tokenizer` may be a processor; a model from a directory brings its own of both.
     `settings` go to the recipe (with `recipe="kwon"`: `criterion="magnitude"`, `cotangent="labels"`, `draws=4`,
     `tokens="mean"`, ...). Raises InputError for models and data that cannot be used, NumericsError for NaN or Inf.
     """
@@ -155,6 +157,7 @@ def score(
     calibration, _ = calibration_data(model, tokenizer, data, samples, seed, runs=scores_blocks(axes))
     scores = scored(chosen, model, anatomy, calibration, seed, Stages(quiet), axes)
     scores.meta["truncated"] = calibration.truncated
+    scores.meta["notices"] = [*scores.meta.get("notices", []), *left_out(calibration)]
     return scores
 
 
@@ -396,11 +399,11 @@ def prune(
 ) -> Result:
     """Prune `model` to `budget` with a little unlabelled `data`, and save it to `out` when that is given.
 
-    `model` is a directory, a hub id or a transformers model (which stays as it is). `plan`, a `Plan` or its file, takes
-    the place of scoring and search. Stage results of a run with `out` wait in `<out>.partial/`, where `resume` finds
-    them. With `dry_run` the plan is made and nothing is built or written. `settings` go to the recipe; with a `plan`
-    only those of its tuning are taken, and none of `length`, `floor`, `keep`, `axes`, `multiple_of` and `deploy`, which
-    are those of `pyprune.plan`.
+    `model` is a directory, a hub id or a transformers model (which stays as it is). `data` and `tokenizer` are as in
+    `score`. `plan`, a `Plan` or its file, takes the place of scoring and search. Stage results of a run with `out` wait
+    in `<out>.partial/`, where `resume` finds them. With `dry_run` the plan is made and nothing is built or written.
+    `settings` go to the recipe; with a `plan` only those of its tuning are taken, and none of `length`, `floor`,
+    `keep`, `axes`, `multiple_of` and `deploy`, which are those of `pyprune.plan`.
     Raises InputError, BudgetError or NumericsError before anything is written.
     """
     if (budget is None) == (plan is None):
@@ -459,7 +462,7 @@ def prune(
             given = _planned(chosen, scores, anatomy, parsed, counted, least, **bounds)
         if partial:
             partial.save_plan(given)
-    notices = _notices(calibration, held_out, most_tokens(dense, tokenizer))
+    notices = notices_of(dense, tokenizer, calibration, held_out)
     notices += [discovered] if (discovered := found_line(dense)) else []
     notices += scores.meta.get("notices", []) if scores else []
     result = Result(None, dense, tokenizer, given, scores, [], stages, calibration, held_out, notices)
@@ -493,8 +496,3 @@ def _check_with_plan(**given: Any) -> None:
         raise InputError(
             f"{', '.join(idle)}: of no account with a plan, which says what stays; leave out one of the two"
         )
-
-
-def _notices(calibration: Samples, held_out: Samples | None, length: int) -> list[str]:
-    cut = calibration.truncated + (held_out.truncated if held_out else 0)
-    return [f"{cut} samples were longer than {length} tokens and were cut to that"] if cut else []

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.collect import frozen
+from pyprune.capture.outputs import body, repeatable
 from pyprune.capture.taps import by_sample, need_reached
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Batch
@@ -25,19 +26,14 @@ def collect_channels(model: nn.Module, anatomy: Anatomy, batches: Iterable[Batch
     """
     anatomy.need_projections("channel statistics")
     totals = {g.name: ChannelTotals.zeros(g.size * g.width) for g in anatomy.groups}
-    device = next(model.parameters()).device
     current: Batch | None = None
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             assert current is not None
             x = by_sample(args[0], len(current.index))
-            mask = current.token_mask
-            if x.shape[1] != mask.shape[1]:  # other tokens than those of the batch pass this block, and none is padding
-                totals[name].add(torch.full((len(x),), x.shape[1]), *channel_stats(x, None, None))
-                return
-            padded = "attention_mask" in current.inputs
-            totals[name].add(current.lengths.cpu(), *channel_stats(x, None, mask if padded else None))
+            lengths = current.mask(x.shape[1]).sum(1).cpu()
+            totals[name].add(lengths, *channel_stats(x, None, current.padding(x.shape[1])))
 
         return hook
 
@@ -48,9 +44,9 @@ def collect_channels(model: nn.Module, anatomy: Anatomy, batches: Iterable[Batch
     try:
         with frozen(model):
             for batch in batches:
-                current = batch.to(device)
-                # Task heads would run for nothing, and logits over a vocabulary take gigabytes.
-                getattr(model, "base_model", model)(**current.inputs)
+                current = batch.on(model)
+                with repeatable():
+                    body(model)(**current.inputs)
     finally:
         for handle in handles:
             handle.remove()

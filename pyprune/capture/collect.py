@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.cotangent import Cotangent
+from pyprune.capture.outputs import run
 from pyprune.capture.taps import batch_size, by_sample, need_reached
 from pyprune.core.anatomy import Anatomy, Block, UnitGroup
 from pyprune.core.batches import Batch
@@ -105,13 +106,12 @@ def backward_passes(
     """
     if draws < 1:
         raise InputError(f"draws={draws} must be at least 1")
-    first = next(model.parameters())
     scale = loss_scale(model)
     with frozen(model):
         for batch in batches:
-            moved = batch.to(first.device)
+            moved = batch.on(model)
             with torch.enable_grad():
-                outputs = model(**moved.inputs)
+                outputs = run(model, moved.inputs)
             for draw in range(draws):
                 with torch.enable_grad():
                     value = cotangent(outputs, moved, draw) * scale

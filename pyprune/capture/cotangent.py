@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from pyprune.capture.outputs import embedding_of, logits_of
 from pyprune.core.batches import Batch
 from pyprune.core.errors import InputError
 
@@ -24,14 +25,8 @@ LossReduction = Literal["sum", "mean", "token_mean"]
 _DRAWN_AT_ONCE = 1 << 24
 
 
-def pooled_embedding(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean over real tokens, then L2 norm 1: `[B, T, d]` to `[B, d]` fp32 (what sentence encoders are used for)."""
-    weight = batch.token_mask.to(hidden.device)[..., None].float()
-    return F.normalize((hidden.float() * weight).sum(1) / weight.sum(1), dim=-1)
-
-
 class EmbeddingProbe:
-    """Random projections of the pooled embedding `e`: `sum <e, z>` with `z ~ N(0, I)`.
+    """Random projections of a sample's embedding `e` (`capture.outputs`): `sum <e, z>` with `z ~ N(0, I)`.
 
     E_z[(d<e, z>/dm)^2] = |de/dm|^2 is the diagonal of the Gauss-Newton matrix of the embedding: the label-free score of
     an encoder without a head (1/2 |de|^2 is one minus the cosine between the dense and the pruned embedding).
@@ -41,9 +36,9 @@ class EmbeddingProbe:
         self.seed = seed
 
     def __call__(self, outputs: Any, batch: Batch, draw: int) -> torch.Tensor:
-        if not hasattr(outputs, "last_hidden_state"):
+        embedding = embedding_of(outputs, batch)
+        if embedding is None:
             raise InputError(f"cotangent 'embedding' needs hidden states, which {type(outputs).__name__} does not hold")
-        embedding = pooled_embedding(outputs.last_hidden_state, batch)
         z = torch.stack([_noise(self.seed, s, draw, (embedding.shape[-1],)) for s in batch.index.tolist()])
         return (embedding * z.to(embedding)).sum()
 
@@ -75,12 +70,13 @@ class NegativeLogLikelihood:
     def __call__(self, outputs: Any, batch: Batch, draw: int) -> torch.Tensor:
         if hasattr(outputs, "start_logits"):
             return self._span(outputs, batch, draw)
-        if not hasattr(outputs, "logits"):
+        logits = logits_of(outputs)
+        if logits is None:
             raise InputError(
                 f"the model puts out a {type(outputs).__name__}, which has no logits: load it as a class with one task "
                 'head, or without a head ("architectures" in its config.json)'
             )
-        logits = outputs.logits.float()
+        logits = logits.float()
         if logits.dim() == 2:
             return self._sequence(logits, batch, draw)
         return self._tokens(logits, batch, draw)
@@ -130,19 +126,22 @@ class NegativeLogLikelihood:
         return F.cross_entropy(logits, target.view(-1), reduction="sum")
 
     def _tokens(self, logits: torch.Tensor, batch: Batch, draw: int) -> torch.Tensor:
-        real, classes = batch.token_mask.to(logits.device), logits.shape[2]
-        if self.causal:
+        tokens = batch.inputs.get("decoder_input_ids", batch.inputs.get("input_ids")) if self.causal else None
+        if tokens is not None:  # of one sequence with an image, the text comes last
+            logits = logits[:, -tokens.shape[1] :]
+        real, classes = batch.mask(logits.shape[1]).to(logits.device), logits.shape[2]
+        lengths = real.sum(1).tolist()
+        if tokens is not None:
             logits, real = logits[:, :-1], real[:, 1:]
         if self.sampled:
             # Numbers are drawn a token, padding included, so that they do not depend on the batch's width.
             rows = [
                 _noise(self.seed, s, draw, (int(n),), uniform=True)
-                for s, n in zip(batch.index.tolist(), batch.lengths.tolist(), strict=True)
+                for s, n in zip(batch.index.tolist(), lengths, strict=True)
             ]
             uniform = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)[:, : logits.shape[1]].to(logits.device)
             target = _sample(logits.flatten(0, 1), uniform.reshape(-1, 1)).view(uniform.shape)
-        elif self.causal:
-            tokens = batch.inputs["input_ids"]
+        elif tokens is not None:
             given = tokens if batch.labels is None else self._labels(batch, tokens.shape, classes)
             target = given[:, 1:].to(logits.device)
         else:
@@ -155,7 +154,7 @@ class NegativeLogLikelihood:
 
     def _span(self, outputs: Any, batch: Batch, draw: int) -> torch.Tensor:
         loss = outputs.start_logits.new_zeros((), dtype=torch.float32)
-        real = batch.token_mask.to(outputs.start_logits.device)
+        real = batch.mask(outputs.start_logits.shape[1]).to(outputs.start_logits.device)
         for part, logits in enumerate((outputs.start_logits, outputs.end_logits)):
             logits = logits.float().masked_fill(~real, torch.finfo(torch.float32).min)
             if self.sampled:

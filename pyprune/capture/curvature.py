@@ -121,7 +121,7 @@ def measure_updates(
     with output_taps(model, projections, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
         for batch, _, scale in backward_passes(model, batches, cotangent, draws):
             for name, (x, dy) in pending.items():
-                lengths = batch.lengths.tolist() if x.shape[1] == batch.token_mask.shape[1] else [x.shape[1]] * len(x)
+                lengths = batch.mask(x.shape[1]).sum(1).tolist()
                 for s, length in enumerate(lengths):
                     rows = x[s, :length].float()
                     # The sample's weight gradient: k forms cost one product over tokens, not k.

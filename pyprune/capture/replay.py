@@ -11,6 +11,7 @@ from torch import nn
 
 from pyprune.capture.collect import frozen
 from pyprune.capture.masking import forward_replaced
+from pyprune.capture.outputs import body, repeatable
 from pyprune.capture.taps import by_sample
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
@@ -57,8 +58,8 @@ def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tenso
         stack.enter_context(frozen(model))
         for path in anatomy.layers:
             stack.enter_context(forward_replaced(model.get_submodule(path), record(path)))
-        # Task heads would run for nothing, and logits over a vocabulary take gigabytes.
-        getattr(model, "base_model", model)(**batch.inputs)
+        with repeatable():
+            body(model)(**batch.inputs)
     if set(calls) != set(anatomy.layers):
         raise MismatchError(f"the model did not call {sorted(set(anatomy.layers) - set(calls))}")
     return entered[0], calls
@@ -100,7 +101,8 @@ def reach(model: nn.Module, path: str, batch: Batch) -> tuple[torch.Tensor, torc
 
     handle = layer.register_forward_hook(stop)
     try:
-        model(**batch.inputs)
+        with repeatable():
+            model(**batch.inputs)
     except _Reached as reached:
         samples = len(batch.index)
         return by_sample(reached.x, samples), by_sample(reached.y, samples)

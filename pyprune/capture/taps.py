@@ -19,7 +19,8 @@ def by_sample(x: torch.Tensor, samples: int) -> torch.Tensor:
 
     Some families flatten samples into one row of tokens, or split them into windows.
     """
-    return x if x.dim() == 3 and len(x) == samples else x.reshape(samples, -1, x.shape[-1])
+    # Not -1: a block that was emptied hands over no channels.
+    return x if x.dim() == 3 and len(x) == samples else x.reshape(samples, x.shape[:-1].numel() // samples, x.shape[-1])
 
 
 def need_reached(names: Iterable[str], reached: Container[str]) -> None:

@@ -19,12 +19,11 @@ Params = Annotated[
 Data = Annotated[
     Path | None,
     typer.Option(
-        help='Text (passages split by blank lines) or .jsonl with "text". Default: English prose that Python ships.'
+        help="Text (passages split by blank lines), a folder of images, or .jsonl with text, image, or what else the "
+        "model takes. Default, for models that read text: English prose that Python ships."
     ),
 ]
-SamplesOption = Annotated[
-    int, typer.Option(help="Calibration passages; as many more are held out to measure fidelity.")
-]
+SamplesOption = Annotated[int, typer.Option(help="Calibration samples; as many more are held out to measure fidelity.")]
 Length = Annotated[
     float | None, typer.Option(help="Sequence length at which FLOPs count. Default: the mean of the calibration data.")
 ]

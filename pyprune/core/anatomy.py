@@ -451,7 +451,7 @@ class Anatomy:
                     why = "its units are no channels of a projection"
                 raise InputError(
                     f"{purpose}: not possible for {block.units.name}, since {why}; "
-                    'use criterion="magnitude" and tuning="none"'
+                    'use recipe="kwon", criterion="magnitude" and tuning="none"'
                 )
 
     @property

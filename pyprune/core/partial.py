@@ -90,12 +90,13 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def data_fingerprint(samples: Samples) -> str:
-    """A short hash of tokenised samples and their labels."""
+    """A short hash of samples and their labels."""
     digest = hashlib.sha256()
     for row in samples.inputs:
         for key in sorted(row):
             digest.update(key.encode())
-            digest.update(row[key].to(torch.int64).numpy().tobytes())
+            whole = not row[key].is_floating_point()
+            digest.update(row[key].to(torch.int64 if whole else torch.float32).numpy().tobytes())
     for label in samples.labels or ():
         digest.update(label.double().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyprune.core.errors import InputError
+
+T = TypeVar("T")
 
 # Shorter passages of the language reference are headings and single terms, not prose.
 _MIN_CHARACTERS = 60
@@ -54,7 +57,8 @@ def _row_text(path: Path, number: int, line: str) -> str:
     except json.JSONDecodeError as error:
         raise InputError(f"data: {path} line {number} is not JSON ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise InputError(f'data: {path} line {number} has no "text"')
+        found = f"; it has {', '.join(row)}" if isinstance(row, dict) and row else ""
+        raise InputError(f'data: {path} line {number} has no "text"{found}')
     return row["text"]
 
 
@@ -63,13 +67,13 @@ def _distinct(passages: list[str]) -> list[str]:
     return list(dict.fromkeys(passages))
 
 
-def split(passages: list[str], samples: int, seed: int) -> tuple[list[str], list[str]]:
-    """Shuffle with `seed` and split into calibration and held-out passages, `samples` of each.
+def split(passages: Sequence[T], samples: int, seed: int) -> tuple[list[T], list[T]]:
+    """Shuffle with `seed` and split into calibration and held-out passages (or other samples), `samples` of each.
 
     With fewer than `2 * samples` passages a quarter is held out, at least one. Raises InputError below two passages.
     """
     if len(passages) < 2:
-        raise InputError("data: at least two passages are needed, one to calibrate on and one to hold out")
+        raise InputError("data: at least two samples are needed, one to calibrate on and one to hold out")
     if samples < 1:
         raise InputError(f"samples={samples} must be at least 1")
     shuffled = list(passages)

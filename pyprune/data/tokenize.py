@@ -63,17 +63,17 @@ def _samples(row: Any) -> Iterator[tuple[str | dict[str, torch.Tensor], torch.Te
     if isinstance(row, str):
         yield row, None
     elif isinstance(row, tuple) and len(row) == 2 and isinstance(row[0], str):
-        yield row[0], _label(row[1])
+        yield row[0], as_label(row[1])
     elif isinstance(row, Mapping) and "input_ids" in row:
         given = {key: row[key] for key in _INPUTS if key in row}
         labels = row.get("labels", row.get("label"))
-        if len(given["input_ids"]) and _tensor("input_ids", given["input_ids"][0]).dim():
+        if len(given["input_ids"]) and as_tensor("input_ids", given["input_ids"][0]).dim():
             for b in range(len(given["input_ids"])):
                 yield _unpadded({key: value[b] for key, value in given.items()}, None if labels is None else labels[b])
         else:
             yield _unpadded(given, labels)
     elif isinstance(row, Mapping) and isinstance(row.get("text"), str):
-        yield row["text"], _label(row.get("labels", row.get("label")))
+        yield row["text"], as_label(row.get("labels", row.get("label")))
     else:
         raise InputError(
             f"data: cannot use a row of type {type(row).__name__}; give texts or mappings with text or input_ids"
@@ -81,7 +81,7 @@ def _samples(row: Any) -> Iterator[tuple[str | dict[str, torch.Tensor], torch.Te
 
 
 def _unpadded(row: Mapping[str, Any], label: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-    inputs, label = {key: _tensor(key, value).long() for key, value in row.items()}, _label(label)
+    inputs, label = {key: as_tensor(key, value).long() for key, value in row.items()}, as_label(label)
     if len(shapes := {tuple(value.shape) for value in inputs.values()}) > 1:
         raise InputError(f"data: {', '.join(inputs)} of one sample differ in length: {sorted(shapes)}")
     mask = inputs.pop("attention_mask", None)
@@ -92,10 +92,10 @@ def _unpadded(row: Mapping[str, Any], label: Any) -> tuple[dict[str, torch.Tenso
     return {key: value[mask.bool()] for key, value in inputs.items()}, label
 
 
-def _label(value: Any) -> torch.Tensor | None:
+def as_label(value: Any) -> torch.Tensor | None:
     if value is None:
         return None
-    label = _tensor("label", value)
+    label = as_tensor("label", value)
     return label if label.is_floating_point() else label.long()
 
 
@@ -103,7 +103,7 @@ def _of_tokens(label: torch.Tensor, row: Mapping[str, torch.Tensor]) -> bool:
     return label.shape == row["input_ids"].shape and not label.is_floating_point()
 
 
-def _tensor(name: str, value: Any) -> torch.Tensor:
+def as_tensor(name: str, value: Any) -> torch.Tensor:
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from torch import nn
@@ -62,8 +63,8 @@ def choose_cotangent(
 
 
 def has_logits(model: nn.Module) -> bool:
-    """Whether the model has a task head (transformers' bare models end in `Model` and put out hidden states)."""
-    return model.base_model is not model
+    """Whether the model has a task head: transformers names its classes after what they are for, or it writes text."""
+    return model.base_model is not model or model.can_generate() or bool(re.search("For[A-Z]", type(model).__name__))
 
 
 def is_causal(model: nn.Module) -> bool:

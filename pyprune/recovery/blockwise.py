@@ -104,7 +104,7 @@ def fit_blocks(
     with frozen(student), frozen(teacher):  # dropout would be fitted too
         streams = []
         for batch in batches:
-            moved = batch.to(next(student.parameters()).device)
+            moved = batch.on(student)
             hidden_t, calls_t = start(teacher, teacher_anatomy, moved)
             hidden_s, calls_s = start(student, student_anatomy, moved)
             streams.append(_Stream(moved, hidden_t, hidden_s, calls_t, calls_s))
@@ -137,7 +137,7 @@ def _fit_by_passes(
 ) -> list[Outcome]:
     """`fit_blocks` for models that cannot be run block by block: a forward pass of both for every block and batch."""
     outcomes = []
-    moved = [batch.to(next(student.parameters()).device) for batch in batches]
+    moved = [batch.on(student) for batch in batches]
     with frozen(student), frozen(teacher):
         for block, teacher_block in stages.progress(pairs, description):
             started = fit(student.get_submodule(block.projection), block)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyprune.capture.cotangent import pooled_embedding
+from pyprune.capture.outputs import embedding_of, logits_of, run, states_of
 from pyprune.core.batches import Batch, Samples, batching
 from pyprune.core.errors import InputError
 
@@ -33,19 +33,23 @@ def distillation_loss(student: Any, teacher: Any, batch: Batch) -> torch.Tensor:
     """How far the student's outputs are from the teacher's, a scalar.
 
     Logits: KL(teacher || student) at temperature 2, times 4, mean over real tokens or samples. Hidden states: squared
-    error relative to the teacher's variance, mean over real tokens, plus one minus the cosine of the pooled embeddings.
+    error relative to the teacher's variance, mean over real tokens, plus one minus the cosine of the embeddings.
     """
     if hasattr(teacher, "start_logits"):
         pairs = [(student.start_logits, teacher.start_logits), (student.end_logits, teacher.end_logits)]
         return sum(_divergence(s, t) for s, t in pairs) / 2
-    if hasattr(teacher, "logits"):
-        s, t = student.logits, teacher.logits
-        real = batch.token_mask
-        return _divergence(s[real], t[real]) if t.dim() == 3 else _divergence(s, t)
-    s, t = student.last_hidden_state.float(), teacher.last_hidden_state.float()
-    real = batch.token_mask
-    error = F.mse_loss(s[real], t[real]) / t[real].var()
-    return error + (1 - (pooled_embedding(s, batch) * pooled_embedding(t, batch)).sum(1)).mean()
+    s, t = logits_of(student), logits_of(teacher)
+    if s is not None and t is not None:
+        return _divergence(batch.real(s), batch.real(t)) if t.dim() == 3 else _divergence(s, t)
+    e, f = embedding_of(student, batch), embedding_of(teacher, batch)
+    if e is None or f is None:
+        raise InputError(f"a {type(teacher).__name__} holds neither logits nor hidden states to train on")
+    apart = (1 - (e * f).sum(1)).mean()
+    s, t = states_of(student), states_of(teacher)
+    if s is None or t is None:
+        return apart
+    s, t = batch.real(s.float()), batch.real(t.float())
+    return apart + F.mse_loss(s, t) / t.var()
 
 
 def _divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -75,12 +79,14 @@ def distill(
         def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
             lengths = inputs.pop("lengths")
             batch = Batch(inputs, torch.arange(len(lengths)), lengths)
+            batch = batch.on(teacher)
             with torch.no_grad():
-                expected = teacher(**inputs)
-            return distillation_loss(model(**inputs), expected, batch)
+                expected = run(teacher, batch.inputs)
+            return distillation_loss(run(model, batch.inputs), expected, batch)
 
     def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        (batch,) = Samples(rows, None, samples.pad).batches(max_tokens=1 << 62, max_padding=1.0, pad=pad)
+        mixed = Samples(rows, None, samples.pad, tokens=samples.tokens)
+        batch = mixed.collate(mixed.lengths.argsort(descending=True, stable=True).tolist(), pad)
         return {**batch.inputs, "lengths": batch.lengths}
 
     pad = batching(student)["pad"]

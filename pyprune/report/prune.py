@@ -10,9 +10,10 @@ from torch import nn
 import pyprune
 from pyprune.api import Result
 from pyprune.bench.fidelity import fidelity
-from pyprune.bench.latency import CASES, latency
+from pyprune.bench.latency import CASES, OTHER_BATCHES, Latency, latency
 from pyprune.calibration import why_not_text
 from pyprune.core.anatomy import Anatomy
+from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget, Limit
 from pyprune.core.layers import is_linear
 from pyprune.core.storage import write_json
@@ -67,8 +68,7 @@ def measure(result: Result, out: Path | None, others: dict[str, dict[str, float]
             faithful["this plan, untuned"] = fidelity(dense, untuned, result.held_out).values
             if any(outcome.fitted for outcome in result.outcomes):
                 faithful["this checkpoint"] = fidelity(dense, pruned, result.held_out).values
-        cases = () if why_not_text(dense) else CASES  # pruned without that data went through it
-        latencies = [latency(dense, pruned, batch, length) for batch, length in cases]
+        latencies = _latencies(dense, pruned, result.calibration)
     with result.stages.stage("verify"):
         checks = verify_model(dense, plan, pruned)
     return {
@@ -104,6 +104,13 @@ def measure(result: Result, out: Path | None, others: dict[str, dict[str, float]
         ],
         "notices": result.notices,
     }
+
+
+def _latencies(dense: nn.Module, pruned: nn.Module, samples: Samples) -> list[Latency]:
+    if not samples.plain:
+        return [latency(dense, pruned, batch, samples=samples) for batch in OTHER_BATCHES]
+    cases = () if why_not_text(dense) else CASES  # pruned without that data went through it
+    return [latency(dense, pruned, batch, length) for batch, length in cases]
 
 
 def _model_flops(model: nn.Module, anatomy: Anatomy, length: float) -> float:
@@ -150,7 +157,7 @@ def _sizes_and_speed(report: dict[str, Any]) -> list[str]:
 def _fidelity(report: dict[str, Any]) -> list[str]:
     if not report["fidelity"]:
         return []
-    lines = [f"fidelity to the dense model on {report['held_out']} held-out passages"]
+    lines = [f"fidelity to the dense model on {report['held_out']} held-out samples"]
     for name, values in report["fidelity"].items():
         lines.append(f"  {name:<24}" + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
     return lines

@@ -8,7 +8,8 @@ import torch
 from mask_gradients import anatomy_of, close, gather, reference, samples_of
 
 from pyprune.capture import cotangent
-from pyprune.capture.cotangent import EmbeddingProbe, NegativeLogLikelihood, UserLoss, pooled_embedding
+from pyprune.capture.cotangent import EmbeddingProbe, NegativeLogLikelihood, UserLoss
+from pyprune.capture.outputs import embedding_of, pooled_embedding
 from pyprune.core.batches import Batch, Samples
 from pyprune.core.errors import InputError
 from pyprune.testing import numerics
@@ -64,8 +65,10 @@ def outputs_for(**logits):
 
 def batch_of(lengths, width=None, labels=None):
     lengths = torch.tensor(lengths)
-    ids = torch.ones(len(lengths), width or int(lengths.max()), dtype=torch.int64)
-    return Batch({"input_ids": ids}, torch.arange(len(lengths)), lengths, labels)
+    width = width or int(lengths.max())
+    ids = torch.ones(len(lengths), width, dtype=torch.int64)
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    return Batch({"input_ids": ids, "attention_mask": mask}, torch.arange(len(lengths)), lengths, labels)
 
 
 def frequencies(logits_of, batch, gradient_of, draws=3000):
@@ -224,3 +227,35 @@ def test_labels_of_large_vocabularies_are_drawn_in_parts(monkeypatch):
     monkeypatch.setattr(cotangent, "_DRAWN_AT_ONCE", 300)
     for name, g in gather(model, samples, sampled).gradients.items():
         numerics.exact(g, whole[name])
+
+
+def test_text_behind_an_image_is_what_is_predicted():
+    """Logits of an image's tokens in front of the text predict nothing."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 7, 5, generator=generator)
+    batch = batch_of([3, 3])
+    batch.inputs["input_ids"][:] = torch.tensor([[1, 4, 2], [0, 3, 3]])
+    loss = NegativeLogLikelihood("given", True, SimpleNamespace())(SimpleNamespace(logits=logits), batch, 0)
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, 4:6].flatten(0, 1), batch.inputs["input_ids"][:, 1:].flatten()
+    )
+    assert float(loss) == pytest.approx(4 * float(expected), rel=1e-5)
+
+
+def test_decoders_predict_their_own_text():
+    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    batch = batch_of([3, 3])
+    batch.inputs["decoder_input_ids"] = torch.tensor([[1, 4, 2, 0], [0, 3, 3, 1]])
+    loss = NegativeLogLikelihood("given", True, SimpleNamespace())(SimpleNamespace(logits=logits), batch, 0)
+    tokens = batch.inputs["decoder_input_ids"][:, 1:]
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens.flatten(), reduction="sum")
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_embeddings_of_text_and_image_count_alike():
+    outputs = SimpleNamespace(text_embeds=torch.tensor([[3.0, 0.0]]), image_embeds=torch.tensor([[0.0, 0.0, 9.0]]))
+    half = 0.5**0.5
+    torch.testing.assert_close(embedding_of(outputs, batch_of([2])), torch.tensor([[half, 0, 0, 0, half]]))
+    maps = SimpleNamespace(feature_maps=(torch.zeros(1, 9, 1, 1), torch.tensor([[[[1.0, 3.0]], [[0.0, 0.0]]]])))
+    torch.testing.assert_close(embedding_of(maps, batch_of([7])), torch.tensor([[1.0, 0.0]]))
+    assert embedding_of(SimpleNamespace(), batch_of([2])) is None

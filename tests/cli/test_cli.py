@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from pyprune.models.adapter import adapter_for
 from pyprune.testing.checkpoints import tiny_checkpoint
 from pyprune.testing.models import random_plan, tiny_model
+from pyprune.testing.pictures import write_pictures, write_processor
 
 SAMPLES = ["--samples", "8"]
 
@@ -221,14 +222,10 @@ def test_bad_models(run, dense, text, tmp_path):
 @pytest.mark.parametrize(
     ("variant", "head", "says"),
     [
-        ("vit", "AutoModel", "ViTModel does not run on text alone (it takes no input_ids)"),
-        ("clip", "AutoModel", "CLIPModel does not run on text alone ("),
-        ("t5", "AutoModelForSeq2SeqLM", "T5ForConditionalGeneration does not run on text alone ("),
-        (
-            "whisper",
-            "AutoModelForSpeechSeq2Seq",
-            "WhisperForConditionalGeneration does not run on text alone (it takes",
-        ),
+        ("vit", "AutoModel", "ViTModel needs a folder of images, a .jsonl file whose rows have image, or mappings"),
+        ("clip", "AutoModel", "CLIPModel needs a .jsonl file whose rows have image and text, or mappings"),
+        ("t5", "AutoModel", "T5Model does not run on input_ids alone ("),
+        ("whisper", "AutoModelForSpeechSeq2Seq", "WhisperForConditionalGeneration needs mappings with audio"),
     ],
 )
 def test_models_that_want_more_than_text(run, variant, head, says, tmp_path):
@@ -239,7 +236,24 @@ def test_models_that_want_more_than_text(run, variant, head, says, tmp_path):
     assert run("verify", model, "--quiet")[0] == 0
     for how in (["--flops", "60%"], ["--plan", "plan.json", "--tuning", "none"]):
         refuse(run, "prune", model, "--data", text, "--out", "small", *how, says=says)
-    refuse(run, "score", model, "--data", text, "--out", "s.safetensors", says="pyprune.apply and pyprune.save")
+    refuse(run, "score", model, "--data", text, "--out", "s.safetensors", says=says)
+
+
+def test_a_folder_of_images(run, tmp_path):
+    model = tiny_checkpoint(tmp_path / "vit", "vit", "AutoModelForImageClassification")
+    refuse(run, "prune", model, "--data", tmp_path, "--out", "small", says=f"{tmp_path} holds no images")
+    write_pictures(tmp_path / "pictures", 16)
+    refuse(run, "prune", model, "--data", "pictures", "--out", "small", says="preprocessor_config.json is missing")
+    write_processor(model, "vit")
+    (tmp_path / "pictures" / "broken.webp").write_bytes(b"no image")
+    code, out, _ = run("prune", model, "--data", "pictures", "--flops", "60%", "--out", "small", *SAMPLES)
+    assert code == 0
+    assert "fidelity to the dense model on" in out
+    assert Path("small/preprocessor_config.json").exists()
+    assert run("verify", "small")[0] == 0
+    code, out, _ = run("score", "small", "--data", "pictures", "--out", "s.safetensors", "--samples", "20")
+    assert code == 0
+    assert "broken.webp could not be read and were left out" in out
 
 
 def tiny_copy(dense, name):

@@ -107,3 +107,68 @@ def test_moving_keeps_the_index_where_rows_are_gathered():
 def test_refusals(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def images(count, size=4, text=()):
+    rows = [{"pixel_values": torch.full((3, size, size), float(s))} for s in range(count)]
+    for row, length in zip(rows, text, strict=False):
+        row["input_ids"] = torch.arange(length)
+    return rows
+
+
+def test_images_are_stacked_and_bounded_by_their_numbers():
+    samples = Samples(images(5), tokens=17)
+    assert samples.lengths.tolist() == [17] * 5
+    batches = samples.batches(max_tokens=1, max_values=2 * 48)
+    assert [len(batch.index) for batch in batches] == [2, 2, 1]
+    for batch in batches:
+        assert batch.inputs.keys() == {"pixel_values"}
+        assert torch.equal(batch.inputs["pixel_values"][:, 0, 0, 0], batch.index.float())
+        assert batch.token_mask.shape == (len(batch.index), 17)
+        assert batch.token_mask.all()
+        assert batch.padding(17) is None
+    assert samples.first(2).lengths.tolist() == [17, 17]
+
+
+def test_text_beside_images_is_never_padded_where_blocks_are_looked_at():
+    samples = Samples(images(4, text=(3, 5, 3, 5)))
+    batches = samples.batches(max_padding=1.0)
+    assert [batch.index.tolist() for batch in batches] == [[1, 3], [0, 2]]
+    assert samples.lengths.tolist() == [3, 5, 3, 5]
+    assert all("attention_mask" not in batch.inputs for batch in batches)
+
+
+def test_samples_with_two_texts_travel_by_both_lengths():
+    rows = [{"input_ids": torch.ones(n).long(), "decoder_input_ids": torch.ones(m).long()} for n, m in ((4, 2), (4, 3))]
+    assert [batch.index.tolist() for batch in Samples(rows).batches(max_padding=1.0)] == [[0], [1]]
+
+
+def test_collating_pads_every_text_with_its_own_mask():
+    rows = images(2, text=(3, 5))
+    for row, length in zip(rows, (4, 2), strict=True):
+        row["decoder_input_ids"] = torch.arange(length)
+    batch = Samples(rows, None, {"decoder_input_ids": 9}).collate([0, 1], pad=8)
+    assert batch.inputs["input_ids"].tolist() == [[0, 1, 2, 8, 8], [0, 1, 2, 3, 4]]
+    assert batch.inputs["decoder_input_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 8, 8]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch.inputs["decoder_attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    # Outputs are the decoder's; tokens of another number, as the image's, are real.
+    assert batch.mask(4).sum(1).tolist() == [4, 2]
+    assert batch.padding(10) is None
+    assert batch.real(torch.zeros(2, 10, 6)).shape == (20, 6)
+
+
+def test_images_of_several_sizes_make_no_batch():
+    samples = Samples([*images(1), *images(1, size=5)])
+    assert [len(batch.index) for batch in samples.batches()] == [1, 1]
+    with pytest.raises(InputError, match=r"pixel_values of samples in one batch differ in shape: \[\[3, 4, 4\]"):
+        samples.collate([0, 1])
+
+
+def test_moving_to_a_model_casts_what_is_no_whole_number():
+    (batch,) = Samples(images(2, text=(3, 3))).batches()
+    moved = batch.on(torch.nn.Linear(1, 1, dtype=torch.bfloat16))
+    assert {name: t.dtype for name, t in moved.inputs.items()} == {
+        "pixel_values": torch.bfloat16,
+        "input_ids": torch.int64,
+    }

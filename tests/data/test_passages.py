@@ -82,7 +82,7 @@ def test_the_seed_decides():
     assert texts == [f"p{i}" for i in range(50)]
 
 
-@pytest.mark.parametrize(("texts", "samples", "message"), [(["a"], 1, "two passages"), (["a", "b"], 0, "samples=0")])
+@pytest.mark.parametrize(("texts", "samples", "message"), [(["a"], 1, "two samples"), (["a", "b"], 0, "samples=0")])
 def test_what_cannot_be_split(texts, samples, message):
     with pytest.raises(InputError, match=message):
         split(texts, samples, 0)

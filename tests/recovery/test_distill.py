@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pyprune
+from pyprune.capture.outputs import run
 from pyprune.core.batches import Samples
 from pyprune.core.errors import InputError
 from pyprune.recovery.distill import distillation_loss
@@ -75,3 +76,15 @@ def test_settings_that_make_no_sense(setting):
     teacher = tiny_model("bert")
     with pytest.raises(InputError, match=next(iter(setting))):
         pyprune.retrain(teacher, teacher, samples(4), **setting)
+
+
+def test_every_step_drops_other_units():
+    """Evaluation draws alike each time; training must not."""
+    model = tiny_model("bert").train()
+    ids = torch.arange(3, 9)[None]
+    first, second = (run(model, {"input_ids": ids}).last_hidden_state for _ in range(2))
+    assert not torch.equal(first, second)
+    model.eval()
+    state = torch.random.get_rng_state()
+    run(model, {"input_ids": ids})
+    assert torch.equal(state, torch.random.get_rng_state())

@@ -31,6 +31,7 @@ FAMILIES = (
             Stack(
                 layers="encoder.layer",
                 depth=Depth("num_hidden_layers"),
+                pairs=True,
                 parts=(
                     _ATTENTION,
                     *head_dims(_ATTENTION),
