@@ -20,7 +20,7 @@ from torch import nn
 
 from pyprune import ops
 from pyprune.calibration import calibration_data, left_out, notices_of
-from pyprune.core.anatomy import Anatomy, asked
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
@@ -29,6 +29,7 @@ from pyprune.core.partial import Partial, check_partial, data_fingerprint, finge
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
+from pyprune.core.units import asked
 from pyprune.data.vocabulary import cut_tokenizer, with_tokenizer
 from pyprune.formats import FORMATS, Exported
 from pyprune.models.adapter import adapter_for
@@ -142,7 +143,7 @@ def score(
 ) -> Scores:
     """What every prunable unit of `model` is worth; no labels are needed.
 
-    Units of `core.anatomy.ASKED_AXES` are scored if `axes` names them, by criteria that read weights alone; those of
+    Units of `core.units.ASKED_AXES` are scored if `axes` names them, by criteria that read weights alone; those of
     `vocab` by how often the data has each token, whatever the recipe (with `axes=["vocab"]` nothing else is scored, and
     no data goes through the model).
     `data` is text, a folder of images, a `.jsonl` file or rows of whatever the model takes (docs/concepts.md).
@@ -180,7 +181,7 @@ def plan(
 
     FLOPs are counted at `length` tokens a sequence, by default the calibration data's mean. `floor` units stay in every
     group (or in those that it names), blocks that a pattern of `keep` fits stay whole (`"encoder.layer.0.*"`), and
-    only `axes` lose units (default: heads, neurons and their like; those of `core.anatomy.ASKED_AXES` have to be named,
+    only `axes` lose units (default: heads, neurons and their like; those of `core.units.ASKED_AXES` have to be named,
     here and in `score`; `vocab` wants the `tokenizer`, whose special tokens and alphabet stay). With `multiple_of=64`
     every width is a multiple of 64 channels, or dense. With `deploy="uniform"` all layers of a stack get one shape that
     the family's own config can say, so that the checkpoint loads without pyprune; groups whose width it cannot say stay

@@ -15,11 +15,12 @@ from torch import nn
 
 from pyprune.capture.collect import frozen
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import Adapter, Anatomy, group_kind
+from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.errors import InputError
 from pyprune.core.layers import matrix
 from pyprune.core.plan import Plan
 from pyprune.core.storage import read_tensors, write_tensors
+from pyprune.core.units import group_kind
 from pyprune.models.adapter import adapter_for, asked_axes
 from pyprune.models.discovered import found_line as found_line
 from pyprune.models.inputs import example_inputs

@@ -18,10 +18,11 @@ from torch import nn
 from pyprune.capture.cotangent import Cotangent
 from pyprune.capture.outputs import run
 from pyprune.capture.taps import batch_size, by_sample, need_reached
-from pyprune.core.anatomy import Anatomy, Block, UnitGroup
+from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.core.statistics import Statistics
+from pyprune.core.units import UnitGroup
 from pyprune.ops import prod_reduce
 
 # fp16 gradients of a pooled embedding sit near its subnormals (6e-8): a power of two keeps them clear and divides out

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from pyprune.capture.token_masks import forward_replaced, mask_tokens
-from pyprune.core.anatomy import Anatomy, Block, Cut, HiddenGroup, VocabularyGroup
+from pyprune.core.anatomy import Anatomy, Block, HiddenGroup, VocabularyGroup
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
+from pyprune.core.units import Cut
 
 
 @contextmanager

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pyprune.core.anatomy import Anatomy, TokenGroup, group_kind
+from pyprune.core.anatomy import Anatomy, TokenGroup
 from pyprune.core.errors import InputError
+from pyprune.core.units import group_kind
 
 _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")

@@ -17,10 +17,11 @@ from torch import nn
 from pyprune.capture.collect import backward_passes, loss_scale
 from pyprune.capture.cotangent import Cotangent
 from pyprune.capture.taps import output_taps
-from pyprune.core.anatomy import Anatomy, Cut
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Batch
 from pyprune.core.errors import NumericsError
 from pyprune.core.layers import matrix, output_dim
+from pyprune.core.units import Cut
 from pyprune.ops import wgrad_group_scores
 
 Mode = Literal["abs", "sq", "mix"]

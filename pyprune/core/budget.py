@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pyprune.core.anatomy import Anatomy, UnitGroup
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.errors import BudgetError
+from pyprune.core.units import UnitGroup
 
 RESOURCES = ("flops", "params")
 _SUFFIX = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}

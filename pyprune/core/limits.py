@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from pyprune.core.anatomy import Anatomy, Block, UnitGroup
+from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.errors import InputError
+from pyprune.core.units import UnitGroup
 
 
 def floors(

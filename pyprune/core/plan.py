@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import ASKED_AXES, QUERY_HEADS, Anatomy
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.storage import read_json, write_json
+from pyprune.core.units import ASKED_AXES, QUERY_HEADS
 
 
 @dataclass

@@ -9,18 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import (
-    ASKED_AXES,
-    HEAD_DIM_AXES,
-    Adapter,
-    Anatomy,
-    Block,
-    LayerGroup,
-    TokenGroup,
-    UnitGroup,
-    VocabularyGroup,
-)
+from pyprune.core.anatomy import Adapter, Anatomy, Block, LayerGroup, TokenGroup, VocabularyGroup
 from pyprune.core.errors import InputError
+from pyprune.core.units import ASKED_AXES, HEAD_DIM_AXES, UnitGroup
 from pyprune.models.depth import Depth
 from pyprune.models.discovered import PRUNED_FAMILY
 from pyprune.models.family import Family, Part, base_path
@@ -119,7 +110,7 @@ class TransformersAdapter:
     def anatomy(self, model: nn.Module, axes: Sequence[str] | None = None) -> Anatomy:
         """Blocks and unit groups of `model` as it stands now, a pruned model included.
 
-        `model` is the bare model or any of its task models. Groups of `core.anatomy.ASKED_AXES` are there for those
+        `model` is the bare model or any of its task models. Groups of `core.units.ASKED_AXES` are there for those
         that `axes` names. InputError when its config asks for something that cannot be pruned exactly, when its modules
         are not those of the family, and for an axis that the model does not have.
         """
@@ -229,7 +220,7 @@ def _with_axes(model: Any, anatomy: Anatomy, axes: Sequence[str]) -> Anatomy:
 
 
 def asked_axes(model: nn.Module, together: bool = False) -> dict[str, str]:
-    """The axes of `core.anatomy.ASKED_AXES` that `model` has, each with why it cannot be pruned along that one; empty
+    """The axes of `core.units.ASKED_AXES` that `model` has, each with why it cannot be pruned along that one; empty
     when it can. With `together` along all of them at once, those that come first first.
 
     InputError when nothing in `model` can be pruned.

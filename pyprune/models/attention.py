@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import QUERY_HEADS, Attribute, Block, Cut, SharedUnits, UnitCost, UnitGroup
+from pyprune.core.anatomy import Block, SharedUnits
 from pyprune.core.layers import matrix
+from pyprune.core.units import QUERY_HEADS, Attribute, Cut, UnitCost, UnitGroup
 from pyprune.models.emptied import empty_attention_, empty_projection_
 from pyprune.models.family import Part
 from pyprune.models.narrow import KV_MAP, Projections, narrow_

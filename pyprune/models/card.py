@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyprune.core.anatomy import Anatomy, UnitGroup, group_kind
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.plan import Plan
+from pyprune.core.units import UnitGroup, group_kind
 from pyprune.models.tokens import PRUNED_TOKENS
 from pyprune.models.widths import PRUNED_GROUPS, configs_below
 

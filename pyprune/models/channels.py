@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pyprune.core.anatomy import Block, Cut, UnitCost, UnitGroup
+from pyprune.core.anatomy import Block
+from pyprune.core.units import Cut, UnitCost, UnitGroup
 from pyprune.models.family import Part
 from pyprune.models.place import Place
 

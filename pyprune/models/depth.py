@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from pyprune.core.anatomy import Attribute, LayerGroup, UnitCost, UnitGroup
+from pyprune.core.anatomy import LayerGroup
+from pyprune.core.units import Attribute, UnitCost, UnitGroup
 from pyprune.models.place import Place
 from pyprune.models.tokens import renumber_tokens
 from pyprune.models.widths import PRUNED_GROUPS, spell_out_layers

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Attribute, Block, Cut, UnitCost, UnitGroup
+from pyprune.core.anatomy import Block
+from pyprune.core.units import Attribute, Cut, UnitCost, UnitGroup
 from pyprune.models.emptied import empty_experts_
 from pyprune.models.family import Part
 from pyprune.models.layer_config import follow_, override_

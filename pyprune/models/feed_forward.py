@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pyprune.core.anatomy import Attribute, Block, UnitCost, UnitGroup
+from pyprune.core.anatomy import Block
 from pyprune.core.layers import matrix
+from pyprune.core.units import Attribute, UnitCost, UnitGroup
 from pyprune.models.emptied import empty_projection_
 from pyprune.models.family import Part
 from pyprune.models.place import Place

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Attribute, Axis, Block, Cut, UnitCost, UnitGroup
+from pyprune.core.anatomy import Block
+from pyprune.core.units import Attribute, Axis, Cut, UnitCost, UnitGroup
 from pyprune.models.attention import Attention
 from pyprune.models.emptied import EmptyAttention
 from pyprune.models.family import Part

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from pyprune.core.anatomy import Anatomy, Cut, HiddenGroup, UnitCost, UnitGroup
+from pyprune.core.anatomy import Anatomy, HiddenGroup
 from pyprune.core.errors import InputError
 from pyprune.core.layers import is_linear, output_dim
+from pyprune.core.units import Cut, UnitCost, UnitGroup
 from pyprune.models.widths import PRUNED_GROUPS
 
 HIDDEN = "hidden"

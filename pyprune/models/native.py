@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Anatomy, asked, group_kind
+from pyprune.core.anatomy import Anatomy
+from pyprune.core.units import asked, group_kind
 from pyprune.models.adapter import TransformersAdapter, configs_of, members
 from pyprune.models.stage_widths import native_widths
 from pyprune.models.tokens import PRUNED_TOKENS

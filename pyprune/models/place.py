@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pyprune.core.anatomy import Cut
 from pyprune.core.layers import output_dim
+from pyprune.core.units import Cut
 
 
 @dataclass(frozen=True)
 class Place:
     """One layer of one stack: the module, its dotted path from the model's root, and what its groups are called.
 
-    `index` counts the layers of the stack. `tokens`, `keys` and `extra_tokens` are as in `core.anatomy.UnitCost`;
+    `index` counts the layers of the stack. `tokens`, `keys` and `extra_tokens` are as in `core.units.UnitCost`;
     `source_tokens` are the keys of cross-attention, 0 where the model runs without a source, and `query_tokens` the
     tokens of an attention that pads them to whole windows. `pair` says that the layer returns the hidden state and
-    None. `asked` are the axes of `core.anatomy.ASKED_AXES` that the anatomy is asked for.
+    None. `asked` are the axes of `core.units.ASKED_AXES` that the anatomy is asked for.
     """
 
     layer: nn.Module

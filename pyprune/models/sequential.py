@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import ASKED_AXES, Anatomy, Block, Cut, UnitCost, UnitGroup
+from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
+from pyprune.core.units import ASKED_AXES, Cut, UnitCost, UnitGroup
 from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 

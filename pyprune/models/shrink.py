@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import HEAD_DIM_AXES, QUERY_HEADS
 from pyprune.core.errors import MismatchError
+from pyprune.core.units import HEAD_DIM_AXES, QUERY_HEADS
 from pyprune.models.adapter import Record, TransformersAdapter, records
 from pyprune.models.hidden import HIDDEN, hidden_group
 from pyprune.models.registry import family_of

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from pyprune.core.anatomy import Anatomy, Block, Cut, HiddenGroup, UnitCost, UnitGroup
+from pyprune.core.anatomy import Anatomy, Block, HiddenGroup
+from pyprune.core.units import Cut, UnitCost, UnitGroup
 from pyprune.models.hidden import HIDDEN
 
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")

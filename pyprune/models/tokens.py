@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Block, TokenGroup, UnitCost, UnitGroup
+from pyprune.core.anatomy import Block, TokenGroup
 from pyprune.core.errors import InputError, MismatchError
+from pyprune.core.units import UnitCost, UnitGroup
 from pyprune.models.family import base_path
 from pyprune.models.images import pair, patches
 from pyprune.models.place import Place

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Anatomy, Cut, UnitCost, UnitGroup, VocabularyGroup
+from pyprune.core.anatomy import Anatomy, VocabularyGroup
 from pyprune.core.errors import InputError
 from pyprune.core.layers import is_linear, output_dim
+from pyprune.core.units import Cut, UnitCost, UnitGroup
 from pyprune.models.discovered import PRUNED_FAMILY
 from pyprune.models.widths import configs_below
 

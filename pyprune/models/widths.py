@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pyprune.core.anatomy import HEAD_DIM_AXES, UnitGroup
 from pyprune.core.errors import MismatchError
+from pyprune.core.units import HEAD_DIM_AXES, UnitGroup
 from pyprune.models.family import Family
 from pyprune.models.tokens import PRUNED_TOKENS
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import Anatomy, Block, UnitCost, UnitGroup, group_kind
+from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
+from pyprune.core.units import UnitCost, UnitGroup, group_kind
 
 _SUMMED = ("params", "attention", "key_params", "table_params", "per_token", "per_pass")
 

@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 
-from pyprune.core.anatomy import Anatomy, Block, TokenGroup, UnitCost, UnitGroup, group_kind
+from pyprune.core.anatomy import Anatomy, Block, TokenGroup
 from pyprune.core.budget import Budget, Limit
 from pyprune.core.errors import BudgetError, InputError
 from pyprune.core.limits import granule
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
+from pyprune.core.units import UnitCost, UnitGroup, group_kind
 
 # How finely the hidden width is tried beside other axes, and the widths of stages alone.
 _STEPS = 32

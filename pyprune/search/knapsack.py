@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 
 from pyprune import ops
-from pyprune.core.anatomy import Anatomy, UnitGroup
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.budget import unit_cost
 from pyprune.core.errors import BudgetError, InputError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
+from pyprune.core.units import UnitGroup
 
 # As in separable.py: sums of the same floats in another order differ in the last bits.
 _ROUNDING = 1 + 1e-12

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 
 import torch
 
-from pyprune.core.anatomy import Anatomy, UnitGroup
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.budget import Budget, amount_text, unit_cost
 from pyprune.core.errors import BudgetError, InputError
 from pyprune.core.limits import floors
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
+from pyprune.core.units import UnitGroup
 from pyprune.search.alike import Alike
 from pyprune.search.rounding import round_widths
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from pyprune.core.anatomy import Anatomy, UnitGroup
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.budget import Budget, unit_cost
 from pyprune.core.errors import BudgetError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
+from pyprune.core.units import UnitGroup
 from pyprune.search.joint import Find, ranked, search_jointly
 
 _ROUNDING = 1 + 1e-12

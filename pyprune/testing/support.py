@@ -25,9 +25,10 @@ from torch import nn
 
 from pyprune.api import apply
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import Anatomy, asked
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.errors import InputError, PyPruneError
 from pyprune.core.plan import Plan
+from pyprune.core.units import asked
 from pyprune.formats.onnx import write_onnx
 from pyprune.models.adapter import adapter_for, asked_axes
 from pyprune.models.inputs import example_inputs

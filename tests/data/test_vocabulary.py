@@ -17,9 +17,10 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from pyprune.core.anatomy import Anatomy, UnitCost, UnitGroup, VocabularyGroup
+from pyprune.core.anatomy import Anatomy, VocabularyGroup
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
+from pyprune.core.units import UnitCost, UnitGroup
 from pyprune.data.vocabulary import cut_tokenizer, with_tokenizer
 from pyprune.testing.tokenizers import LINES, trained
 

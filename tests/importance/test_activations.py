@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from pyprune.capture.channels import collect_channels
-from pyprune.core.anatomy import Anatomy, Block, UnitCost, UnitGroup
+from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Samples
 from pyprune.core.errors import NumericsError
 from pyprune.core.statistics import ChannelTotals, Statistics
+from pyprune.core.units import UnitCost, UnitGroup
 from pyprune.importance import CRITERIA
 from pyprune.importance.comparable import ranked, standardised
 from pyprune.importance.registry import Evidence

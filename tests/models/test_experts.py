@@ -9,10 +9,11 @@ from transformers import AutoModel
 
 from pyprune.capture.channels import collect_channels
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import Anatomy, Block, UnitCost, UnitGroup
+from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
+from pyprune.core.units import UnitCost, UnitGroup
 from pyprune.models.adapter import adapter_for
 from pyprune.models.inputs import example_inputs
 from pyprune.search.separable import search

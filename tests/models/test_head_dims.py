@@ -12,9 +12,9 @@ from transformers import AutoModel
 
 import pyprune
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import HEAD_DIM_AXES
 from pyprune.core.errors import BudgetError, InputError, MismatchError
 from pyprune.core.plan import Plan
+from pyprune.core.units import HEAD_DIM_AXES
 from pyprune.models.adapter import adapter_for, members
 from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import pyprune
-from pyprune.core.anatomy import group_kind
 from pyprune.core.batches import Samples
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
+from pyprune.core.units import group_kind
 from pyprune.models.adapter import adapter_for
 from pyprune.models.inputs import example_inputs
 from pyprune.models.native import make_native_, native_groups

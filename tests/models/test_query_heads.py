@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pyprune
 from pyprune.capture.masking import masked
-from pyprune.core.anatomy import QUERY_HEADS
 from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.plan import Plan
+from pyprune.core.units import QUERY_HEADS
 from pyprune.models.adapter import adapter_for, members, records
 from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_

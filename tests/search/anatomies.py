@@ -1,6 +1,7 @@
 """Made-up anatomies: groups of any size and cost, with no model behind them."""
 
-from pyprune.core.anatomy import Anatomy, Block, UnitCost, UnitGroup
+from pyprune.core.anatomy import Anatomy, Block
+from pyprune.core.units import UnitCost, UnitGroup
 
 
 def anatomy(*groups):

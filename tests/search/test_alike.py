@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pyprune.core.anatomy import group_kind
 from pyprune.core.scores import Scores
+from pyprune.core.units import group_kind
 from pyprune.models.adapter import adapter_for
 from pyprune.search import search
 from pyprune.search.alike import Alike

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from pyprune import ops
-from pyprune.core.anatomy import Anatomy, Block, Cut, UnitCost, UnitGroup
+from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.errors import InputError, MismatchError
 from pyprune.core.plan import Plan
+from pyprune.core.units import Cut, UnitCost, UnitGroup
 from pyprune.slicing.slice import slice_
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import Attribute, Block, UnitCost, UnitGroup
+from pyprune.core.anatomy import Block
+from pyprune.core.units import Attribute, UnitCost, UnitGroup
 from pyprune.models.attention import Attention
 from pyprune.models.family import Family, Part, Stack
 from pyprune.models.feed_forward import FeedForward

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyprune.core.anatomy import HEAD_DIM_AXES
+from pyprune.core.units import HEAD_DIM_AXES
 from pyprune.models.attention import Attention
 from pyprune.models.depth import Depth
 from pyprune.models.emptied import EmptyAttention
