@@ -48,6 +48,7 @@ def test_axes_that_are_refused_are_listed(every_case):
         ("reload", {Case("bert", "heads"): "", Case("bert", "hidden"): ""}),
         ("uniform", {Case("bert", "heads"): "cannot say", Case("bert", "neurons"): "", Case("bert", "layers"): ""}),
         ("ONNX", {Case("clip-vision", "hidden"): "", Case("vilt", "neurons"): "Could not guard on data-dependent"}),
+        ("torch.export", {Case("resnet", "hidden"): "", Case("vilt", "neurons"): "Could not guard on data-dependent"}),
     ],
 )
 def test_a_column_tries_what_it_says(column, expected, tmp_path):

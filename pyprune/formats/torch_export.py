@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._export.serde.serialize import SerializeError
 
 from pyprune.core.errors import InputError
 from pyprune.formats.exported import Exported, check_file, checked, complete_file
@@ -23,12 +24,17 @@ def check_program_file(out: Path, overwrite: bool) -> None:
 def write_torch_export(model: nn.Module, tokenizer: Any, out: Path) -> Exported:
     """Write `model` to `out`, load it again and run it at other batches and lengths.
 
-    `torch.export.load(out).module()(**inputs)` gives a dict of tensors. InputError when the model cannot be traced,
-    MismatchError when the file gives other outputs; then nothing is written.
+    `torch.export.load(out).module()(**inputs)` gives a dict of tensors. InputError when the model cannot be traced, or
+    its program not written, MismatchError when the file gives other outputs; then nothing is written.
     """
     with complete_file(out) as file:
-        torch.export.save(trace(model).program, file)
-        loaded = torch.export.load(file).module()
+        program = trace(model).program
+        try:
+            torch.export.save(program, file)
+            loaded = torch.export.load(file).module()
+        except SerializeError as error:
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            raise InputError(f"the traced model cannot be written to a file: {reason}") from error
         with torch.no_grad():
             checks = tuple(checked(name, expected, loaded(**inputs)) for name, inputs, expected in trials(model))
     return Exported(out, checks)

@@ -29,7 +29,7 @@ from pyprune.core.anatomy import Anatomy
 from pyprune.core.errors import InputError, PyPruneError
 from pyprune.core.plan import Plan
 from pyprune.core.units import asked
-from pyprune.formats.onnx import write_onnx
+from pyprune.formats import FORMATS
 from pyprune.models.adapter import adapter_for, asked_axes
 from pyprune.models.inputs import example_inputs
 from pyprune.models.native import native_groups, native_stages
@@ -49,7 +49,8 @@ Written by `make models-table`, which prunes a tiny random model of every row al
 - **uniform**: with one width for all layers, it is loaded by transformers alone, and gives the same bits (the channels
   inside a stage shrink along with its width);
 - **ONNX**: pruned along all its axes at once and written by `pyprune export --onnx`, it gives the same outputs in
-  onnxruntime, within rounding, at batches and lengths other than the traced ones.
+  onnxruntime, within rounding, at batches and lengths other than the traced ones;
+- **torch.export**: the same by `pyprune export --torch-export`, loaded again by torch.
 
 A dash says no, and its note why. Axes are explained in [concepts](concepts.md#anatomy-blocks-units); `qk_dims`,
 `vo_dims`, `layers`, `hidden`, `tokens` and `vocab` are pruned only if they are named. Some options of a family change a
@@ -134,12 +135,22 @@ def uniform(cases: Sequence[Case], folder: Path) -> Iterator[str]:
 
 
 def onnx(cases: Sequence[Case], folder: Path) -> Iterator[str]:
-    """Sliced = run by onnxruntime. An axis is tried alone only where all of a model's together fail."""
+    """Sliced = run by onnxruntime."""
+    return _exported(cases, "onnx", folder / "model.onnx")
+
+
+def torch_export(cases: Sequence[Case], folder: Path) -> Iterator[str]:
+    """Sliced = run by torch from a file."""
+    return _exported(cases, "torch_export", folder / "model.pt2")
+
+
+def _exported(cases: Sequence[Case], format: str, file: Path) -> Iterator[str]:
+    """Sliced = exported. An axis is tried alone only where all of a model's together fail."""
     for variant, some in groupby(cases, key=lambda case: case.variant):
         axes = [case.axis for case in some]
-        failed = _not_exported(variant, axes, folder / "model.onnx")
+        failed = _not_exported(variant, axes, format, file)
         for axis in axes:
-            yield failed and _not_exported(variant, [axis], folder / "model.onnx")
+            yield failed and _not_exported(variant, [axis], format, file)
 
 
 # One column of the table each: takes all cases and an empty folder, and tells for every case why it fails; "" if not.
@@ -148,6 +159,7 @@ COLUMNS: dict[str, Callable[[Sequence[Case], Path], Iterator[str]]] = {
     "reload": reload,
     "uniform": uniform,
     "ONNX": onnx,
+    "torch.export": torch_export,
 }
 
 
@@ -220,12 +232,12 @@ def _plan(anatomy: Anatomy, axes: Sequence[str], uniform: bool = False) -> Plan:
     return plan
 
 
-def _not_exported(variant: str, axes: Sequence[str], file: Path) -> str:
-    """Why the model, pruned along `axes`, cannot be written or run as ONNX; empty when it can."""
+def _not_exported(variant: str, axes: Sequence[str], format: str, file: Path) -> str:
+    """Why the model, pruned along `axes`, cannot be written or run in `format`; empty when it can."""
     model = tiny_model(variant, heads(variant)[0])
     try:
         pruned = apply(model, _plan(_anatomy(model, axes), axes), inplace=True)
-        write_onnx(pruned, None, file)
+        FORMATS[format].write(pruned, None, file)
     except PyPruneError as error:
         return _in_few_words(str(error))
     return ""

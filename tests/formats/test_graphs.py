@@ -113,6 +113,15 @@ def test_code_that_cannot_be_traced(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_program_that_torch_cannot_save(tmp_path):
+    """A traced mask function of the family's own, which torch.export.save does not know how to write."""
+    model = tiny_model("gemma3-bidirectional")
+    with pytest.raises(InputError, match="the traced model cannot be written to a file: ") as caught:
+        pyprune.export(model, tmp_path / "model.pt2", "torch_export")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_fixed_length_is_refused(tmp_path):
     model = tiny_model("bert", **TWO_LAYERS)
     model.register_forward_hook(lambda *args: args[-1].__setitem__("pooler_output", args[-1][0] + torch.ones(12, 1)))
