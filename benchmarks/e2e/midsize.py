@@ -1,8 +1,8 @@
 """Models of real size, sliced to half: are prefill and decoding really faster, and what does slicing hold in memory?
 
 The shapes of GPT-2 (124 M parameters) and of a LLaMA of 1.2 B, with random weights: speed and memory do not depend on
-their values. Half of the heads (KV groups) and of the neurons of every layer go. Dense and sliced are timed in turns,
-in one run: *prefill* is one prompt with logits for its last token, *decode* is one token behind a prompt in the cache.
+their values. Half of the heads (KV groups) and of the neurons of every layer go; of GPT-2, where the vocabulary holds
+three weights in ten, in a second case half of the tokens too. Dense and sliced are timed in turns, in one run: *prefill* is one prompt with logits for its last token, *decode* is one token behind a prompt in the cache.
 Memory is measured in a process of its own: the model and what slicing holds beyond it, as a multiple of the model.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from pyprune.models.adapter import adapter_for
 
 PROMPT = 512
 
-# Model type and config of each case.
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2-124m": ("gpt2", {}),
+# Model type and config of each case, and the axes that have to be asked for.
+MODELS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "gpt2-124m": ("gpt2", {}, ()),
+    "gpt2-124m and vocabulary": ("gpt2", {}, ("vocab",)),
     "llama-1.2b": (
         "llama",
         {
@@ -43,6 +44,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_size": 128256,
             "tie_word_embeddings": True,
         },
+        (),
     ),
 }
 
@@ -51,20 +53,23 @@ def build(name: str, device: str) -> nn.Module:
     """The model with random weights, float32 on a CPU and bfloat16 on a GPU."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model_type, config = MODELS[name]
+    model_type, config, _ = MODELS[name]
     torch.manual_seed(0)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     made = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config), dtype=dtype)
     return made.to(device).eval()
 
 
-def half(model: nn.Module) -> Plan:
-    """Keep a random half of the units of every group."""
-    anatomy = adapter_for(model).anatomy(model)
+def half(model: nn.Module, axes: Sequence[str]) -> Plan:
+    """Keep a random half of the units of every group; tokens that the model needs among them."""
+    anatomy = adapter_for(model).anatomy(model, axes)
     plan = Plan.keep_all(anatomy)
     generator = torch.Generator().manual_seed(0)
     for g in anatomy.groups:
-        plan.kept[g.name] = torch.randperm(g.size, generator=generator)[: g.size // 2].sort().values
+        units = torch.randperm(g.size, generator=generator)
+        if anatomy.vocabulary and g is anatomy.vocabulary.units:
+            units = torch.tensor(anatomy.vocabulary.closed(units.tolist()))
+        plan.kept[g.name] = units[: g.size // 2].sort().values
     return plan
 
 
@@ -95,7 +100,7 @@ def slicing_share(name: str, device: str) -> float:
 def own_slicing_share(name: str, device: str) -> float:
     model = build(name, device)
     held = sum(p.nbytes for p in model.parameters())
-    plan = half(model)
+    plan = half(model, MODELS[name][2])
     return 1 + peak_memory(lambda: pyprune.apply(model, plan, inplace=True)) / held
 
 
@@ -120,8 +125,10 @@ def main() -> None:
         results.add(case=name, provider="pyprune", metric="slicing peak / model", value=share)
         print(f"\n{name}: slicing holds {share:.2f} x the model at its peak")
         dense = build(name, device)
-        models = {"dense": dense, "pruned": pyprune.apply(dense, half(dense))}
-        ids = torch.randint(0, dense.config.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(1))
+        models = {"dense": dense, "pruned": pyprune.apply(dense, half(dense, MODELS[name][2]))}
+        ids = torch.randint(
+            0, models["pruned"].config.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(1)
+        )
         for phase, prepare in (("prefill", prefill), ("decode", decode)):
             calls = {which: prepare(model, ids.to(device)) for which, model in models.items()}
             timings = interleave(calls, repeats=args.repeats, warmup=2, device=device)
