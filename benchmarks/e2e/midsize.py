@@ -2,7 +2,8 @@
 
 The shapes of GPT-2 (124 M parameters) and of a LLaMA of 1.2 B, with random weights: speed and memory do not depend on
 their values. Half of the heads (KV groups) and of the neurons of every layer go; of GPT-2, where the vocabulary holds
-three weights in ten, in a second case half of the tokens too. Dense and sliced are timed in turns, in one run: *prefill* is one prompt with logits for its last token, *decode* is one token behind a prompt in the cache.
+three weights in ten, in a second case half of the tokens too. Dense and sliced are timed in turns, in one run:
+*prefill* is one prompt with logits for its last token, *decode* is one token behind a prompt in the cache.
 Memory is measured in a process of its own: the model and what slicing holds beyond it, as a multiple of the model.
 """
 
