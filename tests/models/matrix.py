@@ -1,11 +1,9 @@
 """What the matrices of tests share: running a model, leaving its checkpoint, and reloading all of them at once."""
 
-import inspect
 import json
-import subprocess
-import sys
 
 import torch
+from fresh import flat, fresh, reload
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyprune.capture.masking import masked
@@ -28,8 +26,13 @@ def inputs_of(model):
 
 def save(model, inputs, outputs, folder):
     model.save_pretrained(folder)
+    note(type(model), inputs, outputs, folder)
+
+
+def note(model_class, inputs, outputs, folder):
+    """What `check_reload` needs to know of the checkpoint in `folder`."""
     torch.save((inputs, flat(outputs)), folder / "expected.pt")
-    (folder / "class.json").write_text(json.dumps(type(model).__name__))
+    (folder / "class.json").write_text(json.dumps(model_class.__name__))
 
 
 def weights(model):
@@ -64,45 +67,6 @@ def check_generation(dense, adapter, anatomy, plan, chunked=False):
             assert torch.equal(model.generate(**inputs, **options, **static, prefill_chunk_size=4), expected)
 
 
-def flat(outputs):
-    """Tensors of an output, those inside tuples included."""
-    found = []
-    for value in outputs.values() if isinstance(outputs, dict) else outputs:
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif isinstance(value, (dict, tuple, list)):
-            found += flat(value)
-    return found
-
-
-RELOAD = """
-import json, sys
-from pathlib import Path
-
-{FLAT}
-for argument in sys.argv[1:]:
-    if argument == "import pyprune":
-        import pyprune
-        continue
-    import torch, transformers
-    torch.set_num_threads(1)
-    for folder in sorted(Path(argument).iterdir()):
-        inputs, expected = torch.load(folder / "expected.pt")
-        model_class = getattr(transformers, json.loads((folder / "class.json").read_text()))
-        options = {"dtype": "auto", "experts_implementation": "eager", "output_loading_info": True}
-        model, info = model_class.from_pretrained(folder, **options)
-        for parameter in model.parameters():  # where a file left them aligned otherwise, products are rounded otherwise
-            parameter.data = parameter.data.clone()
-        cached = {"use_cache": False} if "use_cache" in vars(model.config) else {}
-        torch.manual_seed(0)
-        with torch.no_grad():
-            outputs = flat(model.eval()(**inputs, **cached))
-        same = 0 < len(outputs) == len(expected) and all(map(torch.equal, outputs, expected))
-        row = [str(folder), same, sorted(k for k, v in info.items() if v), "pyprune" in sys.modules]
-        print(json.dumps(row))
-""".replace("{FLAT}", inspect.getsource(flat))
-
-
 def check_reload(checkpoints=None, alone=None):
     """Another process loads every checkpoint in a folder after `import pyprune`: all weights, the same outputs.
 
@@ -111,12 +75,7 @@ def check_reload(checkpoints=None, alone=None):
     expected = {str(path): [True, [], True] for path in (checkpoints.iterdir() if checkpoints else ())}
     expected |= {str(path): [True, [], False] for path in (alone.iterdir() if alone else ())}
     assert expected, "the tests before leave checkpoints: run the whole file"
-    arguments = [*([alone] if alone else []), *(["import pyprune", checkpoints] if checkpoints else [])]
-    command = [sys.executable, "-c", RELOAD, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    found = {folder: row for folder, *row in rows}
+    found = fresh(reload, alone, checkpoints)
     assert found.keys() == expected.keys()
     wrong = {folder: row for folder, row in found.items() if row != expected[folder]}
     assert not wrong, wrong

@@ -1,12 +1,11 @@
 """Checkpoints and models that cannot be used: one clear line, before any weight is touched."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 import transformers
+from fresh import fresh, refusals
 
 import pyprune
 from pyprune.core.errors import InputError, MismatchError, PyPruneError
@@ -114,22 +113,6 @@ def test_a_possible_width_that_the_weights_do_not_have(tmp_path):
         transformers.AutoModel.from_pretrained(tmp_path)
 
 
-ALONE = """
-import json, sys
-import transformers
-
-for folder in sys.argv[1:]:
-    try:
-        name = json.load(open(folder + "/config.json"))["architectures"][0]
-        getattr(transformers, name).from_pretrained(folder)
-    except (ValueError, RuntimeError) as error:
-        print(json.dumps([type(error).__name__, str(error)]))
-    else:
-        print(json.dumps(["loaded", folder]))
-assert "pyprune" not in sys.modules
-"""
-
-
 def test_a_pruned_checkpoint_is_never_loaded_wrong_without_pyprune(tmp_path):
     """By transformers' own errors, for every model type and axis alone, and for emptied blocks.
 
@@ -148,8 +131,7 @@ def test_a_pruned_checkpoint_is_never_loaded_wrong_without_pyprune(tmp_path):
     folders = [str(tmp_path / str(number)) for number in range(len(models))]
     for model, folder in zip(models, folders, strict=True):
         model.save_pretrained(folder)
-    done = subprocess.run([sys.executable, "-c", ALONE, *folders], capture_output=True, text=True, check=True)
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    found = fresh(refusals, folders)
     assert len(found) == len(folders)
     for name, says in found:
         assert name == "AmbiguousGlobalPerLayerAttributeError" or "ignore_mismatched_sizes" in says, (name, says)

@@ -1,11 +1,9 @@
 """Models without a table: what is found in them is proved, saved and reloaded; what is not proved is refused."""
 
 import copy
-import json
-import subprocess
-import sys
 from collections import Counter
 
+import matrix
 import pytest
 import torch
 import transformers
@@ -85,32 +83,12 @@ def test_what_is_found_is_proved_and_saved(model_type, checkpoints):
     assert all(check.equal for check in checks)
     assert checks[0].axes == (*expected, *possible)
     slice_(model, adapter_for(model), random_plan(anatomy, emptied=False))
-    model.save_pretrained(checkpoints / model_type)
-    torch.save((example_inputs(model), run(model)), checkpoints / model_type / "expected.pt")
-
-
-RELOAD = """
-import json, sys
-from pathlib import Path
-import torch, transformers
-import pyprune
-torch.set_num_threads(1)
-for folder in sorted(Path(sys.argv[1]).iterdir()):
-    inputs, expected = torch.load(folder / "expected.pt")
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-    with torch.no_grad():
-        print(json.dumps([folder.name, torch.equal(model(**inputs).last_hidden_state, expected)]))
-"""
+    inputs = example_inputs(model)
+    matrix.save(model, inputs, matrix.run(model, inputs), checkpoints / model_type)
 
 
 def test_another_process_reloads_all_of_them(checkpoints):
-    folders = {path.name for path in checkpoints.iterdir()}
-    done = subprocess.run([sys.executable, "-c", RELOAD, str(checkpoints)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert sorted(found) == [[name, True] for name in sorted(folders)]
+    matrix.check_reload(checkpoints)
 
 
 def test_a_task_model_is_found_out_below_its_base_and_loads_bare(tmp_path):

@@ -2,11 +2,10 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from matrix import check_reload, note, run
 
 import pyprune
 from pyprune.core.batches import Samples
@@ -18,17 +17,6 @@ from pyprune.models.inputs import example_inputs
 from pyprune.models.native import make_native_, native_groups
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan, tiny_model
-
-ALONE = """
-import json, sys
-import torch, transformers
-for head in sys.argv[1:]:
-    model, info = getattr(transformers, head).from_pretrained(head, dtype="auto", output_loading_info=True)
-    inputs, expected = torch.load(head + "/expected.pt")
-    with torch.no_grad():
-        same = torch.equal(model.eval()(**inputs)[0], expected)
-    print(json.dumps([same, "pyprune" in sys.modules, sorted(k for k, v in info.items() if v)]))
-"""
 
 
 def kinds(model):
@@ -69,12 +57,8 @@ def test_uniform_checkpoints_load_without_pyprune(tmp_path):
         assert 0.5 < result.plan.cost(result.anatomy, "params") / result.anatomy.params() <= 0.8
         assert "per_layer_config" not in json.loads((tmp_path / head / "config.json").read_text())
         inputs = example_inputs(model)
-        with torch.no_grad():
-            torch.save((inputs, result.pruned(**inputs)[0]), tmp_path / head / "expected.pt")
-    command = [sys.executable, "-c", ALONE, *heads]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert found == [[True, False, []]] * 2
+        note(type(model), inputs, run(result.pruned, inputs), tmp_path / head)
+    check_reload(alone=tmp_path)
 
 
 def test_layers_of_several_shapes_leave_the_config_alone():
