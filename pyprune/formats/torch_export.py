@@ -35,6 +35,13 @@ def write_torch_export(model: nn.Module, tokenizer: Any, out: Path) -> Exported:
         except SerializeError as error:
             reason = str(error.__cause__ or error).strip().split("\n")[0]
             raise InputError(f"the traced model cannot be written to a file: {reason}") from error
-        with torch.no_grad():
-            checks = tuple(checked(name, expected, loaded(**inputs)) for name, inputs, expected in trials(model))
+        checks = tuple(checked(name, expected, _run(loaded, inputs)) for name, inputs, expected in trials(model))
     return Exported(out, checks)
+
+
+@torch.no_grad()
+def _run(program: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    try:
+        return program(**inputs)
+    except (AssertionError, RuntimeError) as error:  # of guards, and of operators that got other shapes than traced
+        raise InputError(f"torch cannot run the exported model: {str(error).strip().splitlines()[0]}") from error

@@ -122,6 +122,13 @@ def test_a_program_that_torch_cannot_save(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_program_that_runs_at_the_traced_batch_alone(tmp_path):
+    model = tiny_model("git", "AutoModelForCausalLM", **TWO_LAYERS)
+    with pytest.raises(InputError, match="torch cannot run the exported model: Guard failed: "):
+        pyprune.export(model, tmp_path / "model.pt2", "torch_export")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_fixed_length_is_refused(tmp_path):
     model = tiny_model("bert", **TWO_LAYERS)
     model.register_forward_hook(lambda *args: args[-1].__setitem__("pooler_output", args[-1][0] + torch.ones(12, 1)))
