@@ -247,6 +247,9 @@ def test_what_has_no_such_axis_says_which_it_has():
     dense = tiny_model("deberta-v2", ZOO["deberta-v2"].heads[0], torch.float32)
     with pytest.raises(InputError, match="axis 'qk_dims': the model has heads, "):
         adapter_for(dense).anatomy(dense, ["qk_dims"])
+    dense = tiny_model("gpt2-cross", "AutoModel", torch.float32, reorder_and_upcast_attn=True)
+    with pytest.raises(InputError, match="axis 'vo_dims': the model has heads, "):
+        adapter_for(dense).anatomy(dense, ["vo_dims"])
     dense = tiny_model("bert", "AutoModel", torch.float32)
     with pytest.raises(InputError, match="its units are no channels of a projection"):
         pyprune.score(dense, data=ROWS, recipe="kwon", axes=["vo_dims"])
