@@ -26,7 +26,7 @@ _HOMES = {
     "pyprune.core.scores": ("Scores",),
     "pyprune.data.vocabulary": ("cut_tokenizer",),
     "pyprune.models.loading": ("load",),
-    "pyprune.recipes": ("Flap", "Kwon", "LLMPruner", "Surgeon"),
+    "pyprune.recipes": ("Flap", "Kwon", "LFPR", "LLMPruner", "Surgeon"),
     "pyprune.verification": ("verify_checkpoint", "verify_model"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

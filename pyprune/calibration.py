@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.collect import frozen
+from pyprune.capture.greedy import with_greedy_outputs
 from pyprune.capture.outputs import run
 from pyprune.core.batches import Samples
 from pyprune.core.errors import InputError, PyPruneError
@@ -20,7 +21,6 @@ from pyprune.data.passages import python_reference, read_passages, split
 from pyprune.data.rows import Reader, gathered, image_files, json_rows, shuffled
 from pyprune.data.tokenize import to_samples
 from pyprune.models.adapter import adapter_for
-from pyprune.models.greedy import with_greedy_outputs
 from pyprune.models.inputs import config_with, example_inputs
 from pyprune.models.processors import is_processor, load_processor
 from pyprune.models.widths import configs_below

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.cotangent import Cotangent
-from pyprune.capture.outputs import run
+from pyprune.capture.outputs import repeatable, run
 from pyprune.capture.taps import batch_size, by_sample, need_reached
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
@@ -69,15 +69,18 @@ def _taps(model: nn.Module, blocks: Sequence[Block], sink: dict[str, torch.Tenso
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode, no weight gradients, no KV cache, outputs by name; everything as before afterwards."""
+def frozen(model: nn.Module, dropout: bool = False) -> Iterator[nn.Module]:
+    """Evaluation mode, no weight gradients, no KV cache, outputs by name; everything as before afterwards.
+
+    With `dropout` it is training mode instead.
+    """
     training = [(module, module.training) for module in model.modules()]
     trainable = [(p, p.requires_grad) for p in model.parameters()]
     config: Any = getattr(model, "config", None)
     wanted = {"use_cache": False, "return_dict": True}
     settings = {name: getattr(config, name) for name in wanted if hasattr(config, name)}
     try:
-        model.eval()
+        model.train(dropout)
         for p, _ in trainable:
             p.requires_grad_(False)
         for name in settings:
@@ -98,20 +101,20 @@ def loss_scale(model: nn.Module) -> float:
 
 
 def backward_passes(
-    model: nn.Module, batches: Iterable[Batch], cotangent: Cotangent, draws: int
+    model: nn.Module, batches: Iterable[Batch], cotangent: Cotangent, draws: int, dropout: bool = False
 ) -> Iterator[tuple[Batch, int, float]]:
     """One backward pass per batch and draw, draws sharing the forward; yields `(batch, draw, scale)` after each.
 
     Hooks of the caller see gradients multiplied by `scale` (a power of two, see `loss_scale`). The model is
-    `frozen` meanwhile, so something of the caller's must start the graph.
+    `frozen` meanwhile, so something of the caller's must start the graph. With `dropout` every forward drops the same.
     """
     if draws < 1:
         raise InputError(f"draws={draws} must be at least 1")
     scale = loss_scale(model)
-    with frozen(model):
+    with frozen(model, dropout):
         for batch in batches:
             moved = batch.on(model)
-            with torch.enable_grad():
+            with torch.enable_grad(), repeatable():
                 outputs = run(model, moved.inputs)
             for draw in range(draws):
                 with torch.enable_grad():
@@ -130,18 +133,20 @@ def collect(
     lengths: torch.Tensor,
     draws: int = 1,
     meta: dict[str, Any] | None = None,
+    dropout: bool = False,
 ) -> Statistics:
     """Per-sample mask gradients of every unit of `model` over `batches`, `draws` cotangents a sample.
 
     `lengths` `[S]` are the samples' real tokens in the data's own order; a batch's `index` points into it. Draws share
-    the forward pass. Raises NumericsError naming the group when a gradient is NaN or Inf.
+    the forward pass. `dropout` leaves it on, as some publications do.
+    Raises NumericsError naming the group when a gradient is NaN or Inf.
     """
     anatomy.need_projections("mask gradients")
     blocks = [block for block in anatomy.blocks if block.units.size]
     gradients = {g.name: torch.zeros(len(lengths) * draws, g.size) for g in anatomy.groups}
     sink: dict[str, torch.Tensor] = {}
     with _taps(model, blocks, sink):
-        for batch, draw, scale in backward_passes(model, batches, cotangent, draws):
+        for batch, draw, scale in backward_passes(model, batches, cotangent, draws, dropout):
             need_reached((block.units.name for block in blocks), sink)
             rows = batch.index * draws + draw
             for name, g in sink.items():

@@ -165,6 +165,33 @@ class NegativeLogLikelihood:
         return loss
 
 
+class MaxLogit:
+    """The largest logit of what a sample is about, summed over samples (Poh, Chan and Lim 2024): no labels.
+
+    Of a model that is `causal` it is that of the last token, whose logits choose the next; of others the largest of all
+    tokens, or of the sample.
+    """
+
+    def __init__(self, causal: bool) -> None:
+        self.causal = causal
+
+    def __call__(self, outputs: Any, batch: Batch, draw: int) -> torch.Tensor:
+        logits = logits_of(outputs)
+        if logits is None:
+            raise InputError(f"the largest logit is wanted, and {type(outputs).__name__} holds no logits")
+        peaks = logits.float().amax(-1)
+        if peaks.dim() == 1:
+            return peaks.sum()
+        if not self.causal:
+            real = batch.mask(peaks.shape[1]).to(peaks.device)
+            return peaks.masked_fill(~real, -torch.inf).amax(1).sum()
+        decoder = "decoder_input_ids" in batch.inputs
+        tokens = batch.inputs["decoder_input_ids" if decoder else "input_ids"]
+        mask = batch.inputs.get("decoder_attention_mask" if decoder else "attention_mask", torch.ones_like(tokens))
+        # Of one sequence with an image, the text comes last.
+        return peaks[:, -tokens.shape[1] :].gather(1, mask.sum(1, keepdim=True) - 1).sum()
+
+
 class UserLoss:
     """A loss of the user's own, brought to sum form: `loss(outputs, batch) -> scalar`.
 

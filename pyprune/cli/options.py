@@ -27,7 +27,9 @@ SamplesOption = Annotated[int, typer.Option(help="Calibration samples; as many m
 Length = Annotated[
     float | None, typer.Option(help="Sequence length at which FLOPs count. Default: the mean of the calibration data.")
 ]
-RecipeOption = Annotated[str, typer.Option(help="surgeon, or a published system to follow: kwon, flap, llm_pruner.")]
+RecipeOption = Annotated[
+    str, typer.Option(help="surgeon, or a published system to follow: kwon, flap, lfpr, llm_pruner.")
+]
 Criterion = Annotated[
     str | None,
     typer.Option(

@@ -81,7 +81,8 @@ class Samples:
     shape that the model wants without a batch (`pixel_values` `[C, H, W]`).
     `labels[s]` is a scalar, `[T_s]` integers, or a vector of one size for all (multi-label targets, the start and end
     of an answer). `truncated` counts the samples that were cut to the length asked for, `skipped` names the files that
-    could not be read. `tokens` are those that a sample without text becomes, an image for example.
+    could not be read. `tokens` are those that a sample without text becomes, an image for example. `decoded` is the
+    name of the text that the model made itself, if it did.
     """
 
     inputs: list[dict[str, torch.Tensor]]
@@ -90,6 +91,7 @@ class Samples:
     truncated: int = 0
     skipped: tuple[str, ...] = ()
     tokens: int = 1
+    decoded: str = ""
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -133,7 +135,7 @@ class Samples:
     def first(self, count: int) -> Samples:
         """The first `count` samples in the data's own order."""
         labels = None if self.labels is None else self.labels[:count]
-        return Samples(self.inputs[:count], labels, self.pad, tokens=self.tokens)
+        return Samples(self.inputs[:count], labels, self.pad, tokens=self.tokens, decoded=self.decoded)
 
     def batches(
         self, max_tokens: int = 4096, max_padding: float = 0.0, pad: int | None = None, max_values: int = 1 << 21

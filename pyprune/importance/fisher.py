@@ -25,8 +25,10 @@ def per_sample(statistics: Statistics) -> dict[str, torch.Tensor]:
     return scores
 
 
-def per_batch(statistics: Statistics, batch: int = KWON_BATCH) -> dict[str, torch.Tensor]:
+def per_batch(statistics: Statistics, batch: int = KWON_BATCH, mean: bool = True) -> dict[str, torch.Tensor]:
     """What the released code of Kwon et al. computes: the square of every mini-batch mean, summed over mini-batches.
+
+    Without `mean` it is the square of every mini-batch's sum, as in that of Poh, Chan and Lim (2024).
 
     Samples are batched in the data's own order, however they travelled through the model. Within a batch opposite
     gradients cancel, which the per-sample form does not allow.
@@ -34,8 +36,8 @@ def per_batch(statistics: Statistics, batch: int = KWON_BATCH) -> dict[str, torc
     scores = {}
     for name, g in statistics.gradients.items():
         by_sample = g.double().view(statistics.samples, statistics.draws, -1)
-        means = torch.stack([chunk.mean(0) for chunk in by_sample.split(batch)])
-        scores[name] = means.square().sum((0, 1))
+        chunks = by_sample.split(batch)
+        scores[name] = torch.stack([chunk.mean(0) if mean else chunk.sum(0) for chunk in chunks]).square().sum((0, 1))
     return scores
 
 

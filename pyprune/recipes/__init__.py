@@ -2,8 +2,9 @@
 
 from pyprune.recipes.flap import Flap
 from pyprune.recipes.kwon import Kwon
+from pyprune.recipes.lfpr import LFPR
 from pyprune.recipes.llm_pruner import LLMPruner
 from pyprune.recipes.registry import RECIPES, Recipe
 from pyprune.recipes.surgeon import Surgeon
 
-__all__ = ["RECIPES", "Flap", "Kwon", "LLMPruner", "Recipe", "Surgeon"]
+__all__ = ["LFPR", "RECIPES", "Flap", "Kwon", "LLMPruner", "Recipe", "Surgeon"]

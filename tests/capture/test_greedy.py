@@ -1,10 +1,12 @@
 """What a model decodes where the data has no text for its decoder."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from pyprune.capture.greedy import decode, with_greedy_outputs
 from pyprune.core.batches import Samples
-from pyprune.models.greedy import with_greedy_outputs
 from pyprune.testing.models import tiny_model
 
 
@@ -40,10 +42,15 @@ def test_a_text_ends_in_its_first_end_token():
             super().__init__(1, 1)
             self.config = self.generation_config = type("Config", (), {"eos_token_id": [2, 9]})
 
+        def can_generate(self):
+            return True
+
         def generate(self, pixel_values, **_):
-            texts = torch.tensor([[2, 5, 2, 1, 1], [2, 5, 6, 7, 8], [2, 9, 1, 1, 1]])
-            return texts[pixel_values[:, 0].long()]
+            texts = torch.tensor([[2, 5, 2, 1, 1], [2, 5, 6, 7, 8], [2, 9, 1, 1, 1]])[pixel_values[:, 0].long()]
+            logits = [torch.nn.functional.one_hot(step, 10) * 3.0 for step in texts[:, 1:].T]
+            return SimpleNamespace(sequences=texts, logits=logits)
 
     rows = [{"pixel_values": torch.tensor([float(s)])} for s in range(3)]
     written = with_greedy_outputs(Model(), Samples(rows), "input_ids")
     assert [row["input_ids"].tolist() for row in written.inputs] == [[2, 5, 2], [2, 5, 6, 7, 8], [2, 9]]
+    assert [found.peaks.tolist() for found in decode(Model(), Samples(rows), 4)] == [[3.0] * n for n in (2, 4, 1)]
