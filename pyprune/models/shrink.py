@@ -43,7 +43,7 @@ def shrink_(model: Any) -> bool:
     own = family_of(model.config)
     if own and own.stage_widths and not noted[0].prefix:
         anatomy = replace(anatomy, stage_widths=under_construction(model, own.stage_widths(model)))
-    wanted = {group.name: group.size for group in anatomy.groups}
+    wanted = {group.name: group.size for group in anatomy.all_groups}
     apart: set[str] = set()
     for (config, *_), prefix, family, groups in noted:
         apart |= {group.name for group in groups if group.axis == QUERY_HEADS} if QUERY_HEADS in axes else set()
@@ -51,7 +51,8 @@ def shrink_(model: Any) -> bool:
         if is_pruned(config, family):
             wide = [width.units for width in anatomy.widths] if not prefix else []
             wanted |= read_widths(config, family, prefix, [*groups, *wide])
-    kept = {name: torch.arange(size, device="cpu") for name, size in wanted.items() if name not in apart}
+    # Those that are apart already are in the base model inside, which is cut.
+    kept = {group.name: torch.arange(wanted[group.name], device="cpu") for group in anatomy.groups}
     cut_(model, adapter, anatomy, kept)
     if apart:
         _lose_readers(model, adapter, wanted)

@@ -136,6 +136,20 @@ def test_beside_dimensions_of_heads(variant, checkpoints):
     save(model, inputs, found, checkpoints / f"{variant}-narrow")
 
 
+@pytest.mark.parametrize(("variant", "head"), [(v, head) for v in VARIANTS for head in ZOO[v].heads[1:]])
+def test_task_models(variant, head, checkpoints):
+    """When such a model is built, the base model inside is cut before the whole."""
+    dense, adapter, anatomy = dense_and_anatomy(variant, head)
+    inputs = inputs_of(dense)
+    plan = made("uneven", anatomy)
+    with masked(dense, anatomy, plan):
+        expected = run(dense, inputs)
+    model = slice_(dense, adapter, plan)
+    found = run(model, inputs)
+    assert max_difference(expected, found) < ROUNDING
+    save(model, inputs, found, checkpoints / f"{variant}-{head}")
+
+
 def test_another_process_reloads_all_of_them(checkpoints):
     check_reload(checkpoints)
 
