@@ -136,8 +136,9 @@ class Attention(Part):
         readers = kept // repeats if before is None else before.cpu()[kept]
         heads, readers = readers.unique(return_inverse=True)
         if before is not None or len(readers) < repeats * len(heads):
-            # On the CPU also while transformers builds a model on "meta": blocks are described by what it says.
-            module.register_buffer(KV_MAP, readers)
+            device = place.layer.get_submodule(self.output).weight.device
+            # On the CPU while transformers builds a model on "meta": blocks are described by what it says.
+            module.register_buffer(KV_MAP, readers if device.type == "meta" else readers.to(device))
             setattr(module, self.queries_per_unit, 1)
             self.narrow_(module)
 

@@ -28,7 +28,7 @@ def hidden_group(model: Any, anatomy: Anatomy, size: int | None = None) -> Hidde
     InputError when it is not clear which dimensions are meant, or when a width is read where nothing can be cut.
     """
     width = current_width(model.config) if size is None else size
-    _check(model, anatomy, width)
+    _check(model, anatomy, width, strict=size is None)
     blocks = _cuts_of_blocks(model, anatomy, width, strict=size is None)
     inside = {cut.module for block in anatomy.blocks for cut in block.cuts}
     layers = tuple(f"{path}." for path in anatomy.layers)
@@ -57,11 +57,12 @@ def current_width(config: Any) -> int:
     return (vars(config).get(PRUNED_GROUPS) or {}).get(HIDDEN, config.hidden_size)
 
 
-def _check(model: Any, anatomy: Anatomy, width: int) -> None:
+def _check(model: Any, anatomy: Anatomy, width: int, strict: bool) -> None:
     config = model.config
     head_sizes = {cut.width for block in anatomy.blocks if block.units.axis != "neurons" for cut in block.cuts}
     alike = [name for name in ("vocab_size", "num_labels") if getattr(config, name, None) == width]
-    if alike or width in head_sizes:
+    # Heads that were cut may have come to the dense width: that a model can be rebuilt was checked when it was whole.
+    if alike or (strict and width in head_sizes):
         raise _refused(model, f"{alike[0] if alike else 'the size of a head'} is the hidden width too")
     if any(block.site not in ("projection", "weights") for block in anatomy.blocks):
         raise _refused(model, "it has routed experts")

@@ -161,6 +161,17 @@ def test_generation_with_caches(variant):
     check_generation(dense, adapter, anatomy, made("uneven", anatomy), chunked=True)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_maps_are_where_the_weights_are():
+    dense, adapter, anatomy = dense_and_anatomy("llama", dtype=torch.float32)
+    model = slice_(dense.cuda(), adapter, made("uneven", anatomy))
+    assert {buffer.device.type for buffer in model.buffers()} == {"cuda"}
+    ids = torch.arange(5, 9)[None]
+    found = run(model, {"input_ids": ids.cuda()}).last_hidden_state.cpu()
+    assert max_difference(found, run(model.cpu(), {"input_ids": ids}).last_hidden_state) < 1e-4
+
+
 def test_caches_hold_key_value_heads_once():
     dense, adapter, anatomy = dense_and_anatomy("llama", "AutoModelForCausalLM", torch.float32)
     model = slice_(dense, adapter, plan_of(anatomy, [[0, 4, 5], [1, 2]]))
@@ -201,6 +212,22 @@ def test_layers_go_with_their_maps(tmp_path):
     assert dense.layers[0].self_attn.kv_map.tolist() == [0, 0, 1]
     dense.save_pretrained(tmp_path)
     assert max_difference(expected, run(type(dense).from_pretrained(tmp_path, dtype=torch.float64), inputs)) < ROUNDING
+
+
+def test_heads_that_come_to_the_width_of_the_dense_model_reload(tmp_path):
+    axes = ("qk_dims", "hidden")
+    dense, adapter, anatomy = dense_and_anatomy("qwen3", "AutoModelForCausalLM", axes=axes)
+    plan = Plan.keep_all(anatomy)
+    plan.kept |= {g.name: torch.arange(4) for g in anatomy.groups if g.axis == "qk_dims"}
+    plan.kept["hidden"] = torch.arange(3, 23)
+    inputs = inputs_of(dense)
+    with masked(dense, anatomy, plan):
+        expected = run(dense, inputs)
+    model = slice_(dense, adapter, plan)
+    assert READERS * model.model.layers[0].self_attn.qk_dim == model.config.hidden_size
+    model.save_pretrained(tmp_path)
+    reloaded = type(model).from_pretrained(tmp_path, dtype=torch.float64)
+    assert max_difference(expected, run(reloaded, inputs), plan) < ROUNDING
 
 
 def test_copies_and_other_kernels_and_compilation(tmp_path):
