@@ -25,6 +25,9 @@ from pyprune.models.tokens import TOKENS, Patches, install_tokens, note_tokens, 
 from pyprune.models.vocabulary import VOCAB, looks_up_tokens, renumber_, vocabulary_group
 from pyprune.models.widths import configs_below, twins, write_widths
 
+# Where a config says which layers of its image encoder are read, by their number.
+_LAYERS_READ = ("vision_feature_layer", "vision_feature_layers")
+
 
 def adapter_for(model_or_config: Any) -> Adapter:
     """The adapter of a transformers model or config.
@@ -267,8 +270,11 @@ def _vocabulary(model: Any, anatomy: Anatomy) -> VocabularyGroup:
 
 def _deep_stacks(model: nn.Module) -> Iterator[tuple[Member, Depth, list[Place]]]:
     """The stacks of `model` of which layers can be left out."""
+    counted = any(getattr(model.config, name, None) is not None for name in _LAYERS_READ)
     for member in members(model):
         for stack in member.family.stacks:
+            if counted and stack.patches:
+                continue
             if stack.depth and (places := list(stack.find(member.model, member.prefix))):
                 yield member, stack.depth, places
 

@@ -122,3 +122,24 @@ def test_images_and_texts_of_one_sequence_are_counted_together():
     tokens = 5 + 9 + 1
     assert groups[1].cost.flops(5) == 2 * tokens * groups[1].cost.params
     assert groups[0].cost.flops(5) == 2 * tokens * (groups[0].cost.params + tokens * groups[0].cost.attention)
+
+
+def test_an_image_encoder_whose_layers_are_read_by_number_keeps_them():
+    """LLaVA reads the last layer but one; its text decoder loses query heads and layers."""
+    text = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "pad_token_id": 1}
+    text |= {"num_attention_heads": 8, "num_key_value_heads": 2, "model_type": "llama"}
+    vision = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision |= {"image_size": 12, "patch_size": 4, "model_type": "clip_vision_model"}
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=99)
+    torch.manual_seed(0)
+    model = transformers.LlavaForConditionalGeneration(config).double().eval()
+    adapter, axes = adapter_for(model), ["query_heads", "layers"]
+    anatomy = adapter.anatomy(model, axes)
+    assert [group.units.name for group in anatomy.layer_groups] == ["model.language_model.layers"]
+    plan = random_plan(anatomy, emptied=False)
+    plan.kept["model.language_model.layers"] = torch.tensor([0, 2])
+    pixels = torch.randn(1, 3, 12, 12, dtype=torch.float64)
+    inputs = {"input_ids": torch.tensor([[99] * 9 + [5, 6, 7]]), "pixel_values": pixels}
+    with torch.no_grad(), masked(model, anatomy, plan):
+        expected = model(**inputs).logits
+    torch.testing.assert_close(slice_(model, adapter, plan)(**inputs).logits, expected, rtol=0, atol=1e-12)
