@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.rows import Row, format_case, mean_std, read_rows, table
+from benchmarks.tasks import report as tasks
 from benchmarks.tasks.debian_sections import report as debian_sections
+from benchmarks.tasks.results import FILE, TaskRow
+from benchmarks.tasks.results import read as read_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- begin: written by `python -m benchmarks.report` from benchmarks/results/*.csv; do not edit -->"
@@ -45,8 +48,8 @@ def plain_section(rows: Sequence[Row], plots: Path) -> list[str]:
 SECTIONS: dict[str, Section] = {debian_sections.BENCHMARK: debian_sections.section}
 
 
-def render(rows: Sequence[Row], plots: Path) -> str:
-    """The measured part: a section for each benchmark, in it a part for each device and its versions."""
+def render(rows: Sequence[Row], plots: Path, task_rows: Sequence[TaskRow] = ()) -> str:
+    """The measured part: a section for each benchmark, in it a part for each device and its versions; then tasks."""
     lines = []
     for benchmark in sorted({row.benchmark for row in rows}):
         lines += [f"## {benchmark}", ""]
@@ -60,7 +63,7 @@ def render(rows: Sequence[Row], plots: Path) -> str:
             days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
             lines += [f"**{device}**, torch {torch}, Triton {triton}, Python {python}; {days}, commit {commits}", ""]
             lines += SECTIONS.get(benchmark, plain_section)(own, plots)
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, *tasks.section(task_rows)]).rstrip() + "\n"
 
 
 def replace_measured_part(old: str, measured: str) -> str:
@@ -76,12 +79,12 @@ def replace_measured_part(old: str, measured: str) -> str:
 
 def write(results: Path, docs: Path) -> None:
     """Update `docs/results.md` and `docs/plots/*.png`; ValueError without rows or with broken markers in the page."""
-    rows = read_rows(results)
-    if not rows:
+    rows, task_rows = read_rows(results), read_tasks(results / FILE.name)
+    if not (rows or task_rows):
         raise ValueError(f"{results}: no CSV files with rows")
     page = docs / "results.md"
     old = page.read_text(encoding="utf-8") if page.exists() else ""
-    measured = render(rows, docs / "plots")
+    measured = render(rows, docs / "plots", task_rows)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(replace_measured_part(old, measured), encoding="utf-8")
 

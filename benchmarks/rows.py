@@ -28,9 +28,9 @@ class Row:
 
 
 def read_rows(results: Path) -> list[Row]:
-    """All rows of all CSV files of a folder, in the order of file names and lines."""
+    """All rows of all CSV files of a folder but `tasks.csv`, in the order of file names and lines."""
     rows = []
-    for path in sorted(results.glob("*.csv")):
+    for path in sorted(path for path in results.glob("*.csv") if path.name != "tasks.csv"):
         for line in read(path):
             rows.append(Row(**{**line, "case": parse_case(line["case"]), "value": float(line["value"])}))
     return rows

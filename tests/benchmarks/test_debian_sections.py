@@ -13,10 +13,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 
 import pyprune
 from benchmarks.rows import mean_std, read_rows
+from benchmarks.tasks import run
 from benchmarks.tasks.debian_sections import accuracy as table
 from benchmarks.tasks.debian_sections import data, evaluate, finetune
 from benchmarks.tasks.debian_sections.data import DataError, Record
 from benchmarks.tasks.debian_sections.report import section
+from benchmarks.tasks.debian_sections.task import DebianSections
 
 SLICE = Path(__file__).parents[1] / "data" / "debian_sections_2000.tsv"
 # fmt: off
@@ -237,3 +239,27 @@ def test_command_writes_rows_that_the_report_shows(base, tmp_path, monkeypatch):
     lines = section(list(rows.values()), tmp_path / "plots")
     means = mean_std([100 * rows["random", seed].value for seed in "01"])
     assert f"| random | not used | {means} | 2 |" in lines
+
+
+def test_the_runner_prunes_and_measures(base, tmp_path):
+    task = DebianSections(SLICE, base, finetune.Recipe(epochs=1, batch=64, lr=1e-2))
+    dense = task.dense(seed=1, cache=tmp_path)
+    assert task.dense(seed=1, cache=tmp_path).report["key"] == dense.report["key"]
+    assert dense.report["test"] == task.evaluate(dense.model) != task.evaluate(dense.model, "dev")
+    texts = task.calibration(8, seed=0)
+    labelled = task.calibration(8, seed=0, labels=True)
+    assert [text for text, _ in labelled] == texts
+    recipe = pyprune.Kwon(cotangent="labels", tuning="none")
+    options = {"samples": 16, "recover": 1.0, "seed": 3, "repeats": 1}
+    task.recovery = lambda samples, seed, labels=False: texts
+    row = run.measure(task, dense, recipe, "params", 0.5, **options)
+    assert (row.task, row.recipe, row.resource, row.seed, row.samples) == ("debian_sections", "kwon", "params", 3, 16)
+    assert 0.3 < row.achieved <= 0.5
+    assert row.params < row.dense_params
+    assert row.flops < row.dense_flops
+    assert row.dense == dense.report["test"]
+    assert {0 <= value <= 1 for value in (row.pruned, row.recovered)} == {True}
+    assert min(row.dense_ms, row.pruned_ms) > 0
+    stages = [word.partition("=")[0] for word in row.seconds.split()]
+    assert stages == ["load", "score", "plan", "slice", "tune", "recover"]
+    assert stages == [word.partition("=")[0] for word in row.peak_mib.split()]

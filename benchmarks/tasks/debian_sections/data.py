@@ -19,12 +19,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.tasks.task import DataError
+
 SECTIONS = 20
 _FIELD = re.compile(r"^(Package|Section|Description)(?:-en)?: (.*)$", re.MULTILINE)
-
-
-class DataError(RuntimeError):
-    """The package lists are not here or not readable; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 
 from benchmarks.tasks.debian_sections.data import DataError, Task, load
 from benchmarks.tasks.debian_sections.evaluate import Encoded, accuracy, batches, encode
+from benchmarks.tasks.task import CACHE
 from pyprune import PyPruneError
 from pyprune.models.loading import resolve
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pyprune"
 
 
 def has_amx_bf16() -> bool:
@@ -85,6 +85,11 @@ def finetuned(task: Task, base: str = MINILM, recipe: Recipe = Recipe(), cache: 
         directory,
         json.loads((directory / "finetune.json").read_text()),
     )
+
+
+def base_tokenizer(base: str) -> Any:
+    """The tokenizer that comes with the base model."""
+    return AutoTokenizer.from_pretrained(resolve(base)[0])
 
 
 def train(model: nn.Module, data: Encoded, recipe: Recipe, progress: Callable = tqdm) -> None:

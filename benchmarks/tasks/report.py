@@ -1,0 +1,71 @@
+"""The tables of `docs/results.md` from the rows of `benchmarks/results/tasks.csv`: one for each task."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+
+from benchmarks.rows import mean_std, table
+from benchmarks.tasks.results import TaskRow
+
+_PERCENT = ("accuracy", "exact match")
+
+
+def section(rows: Sequence[TaskRow]) -> list[str]:
+    """Markdown lines; seeds are averaged, ± is their standard deviation."""
+    lines: list[str] = []
+    for task in sorted({row.task for row in rows}):
+        lines += [f"## {task}: pruned by `benchmarks.tasks.run`", ""]
+        places: dict[tuple[str, ...], list[TaskRow]] = defaultdict(list)
+        for row in rows:
+            if row.task == task:
+                places[row.device, row.torch, row.transformers, row.python, row.model].append(row)
+        for (device, torch, transformers, python, model), own in sorted(places.items()):
+            commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(row.commit for row in own))
+            lines += [
+                f"**{device}**, torch {torch}, transformers {transformers}, Python {python}; commit {commits}. "
+                f"Dense model `{model}`: {own[0].metric} {_shown(own[:1], 'dense')}, "
+                f"{own[0].dense_params / 1e6:.2f} M parameters.",
+                "",
+                *_table(own),
+                "",
+            ]
+    return lines
+
+
+def _table(rows: Sequence[TaskRow]) -> list[str]:
+    groups: dict[tuple[str, str, str, float, str], list[TaskRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.recipe, row.settings, row.resource, row.budget, row.recovery].append(row)
+    figures = "achieved", "pruned", "recovered", "parameters, M", "times as fast", "seconds", "seeds"
+    head = ["recipe", "recovery", "budget", *figures]
+    body = []
+    for (recipe, settings, resource, budget, recovery), own in sorted(
+        groups.items(), key=lambda item: (item[0][2], -item[0][3], *item[0][:2], item[0][4])
+    ):
+        body.append(
+            [
+                f"{recipe} {settings}".strip(),
+                recovery,
+                f"{budget:.0%} {resource}",
+                f"{fmean(row.achieved for row in own):.1%}",
+                _shown(own, "pruned"),
+                "" if own[0].recovered is None else _shown(own, "recovered"),
+                f"{fmean(row.params for row in own) / 1e6:.2f}",
+                f"{fmean(row.dense_ms / row.pruned_ms for row in own):.2f}",
+                f"{fmean(_total(row.seconds) for row in own):.0f}",
+                str(len(own)),
+            ]
+        )
+    return table(head, body)
+
+
+def _shown(rows: Sequence[TaskRow], which: str) -> str:
+    """Shares of right answers in %, anything else as it is."""
+    scale = 100 if rows[0].metric in _PERCENT else 1
+    return mean_std([scale * getattr(row, which) for row in rows])
+
+
+def _total(seconds: str) -> float:
+    return sum(float(word.partition("=")[2]) for word in seconds.split())

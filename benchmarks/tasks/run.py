@@ -1,0 +1,199 @@
+"""Prune the dense model of a task, measure what is left, and add a row to `benchmarks/results/tasks.csv`.
+
+    python -m benchmarks.tasks.run --task digits --recipe surgeon --budget 0.5 --seed 0
+    python -m benchmarks.tasks.run --task digits --recipe kwon --set criterion=magnitude tuning=none --budget params=0.5
+    python -m benchmarks.tasks.run --task digits --dense              # train, or load, the dense model; no row
+
+The dense model stays; `--seed` draws the calibration samples and whatever the recipe draws. Labels are read with
+`--set cotangent=labels` alone. `--recover EPOCHS` retrains the pruned model on the dense one's outputs (no labels).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import platform
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import pyprune
+from benchmarks.tasks import results
+from benchmarks.tasks.results import TaskRow, words
+from benchmarks.tasks.task import DataError, Dense, Task, TrainedTask, find, task_names
+from pyprune.bench.results import commit_name, device_name
+from pyprune.bench.timing import interleave
+
+SAMPLES = 512
+RECOVERY_SAMPLES = 8192
+BATCH = 16
+_SOURCES = ("csrc", "triton_kernels", "pyprune", "benchmarks/tasks")
+
+
+def recipes() -> dict[str, Any]:
+    """The public recipes by name."""
+    public = [getattr(pyprune, name) for name in pyprune.__all__]
+    return {kind.name: kind for kind in public if isinstance(kind, type) and {"name", "tune"} <= set(dir(kind))}
+
+
+def recipe_of(name: str, settings: dict[str, Any]) -> Any:
+    """The recipe with its settings. Raises InputError for a name, a setting or a value that it does not have."""
+    if name not in recipes():
+        raise pyprune.InputError(f"recipe={name!r}: choose one of {', '.join(recipes())}")
+    try:
+        return recipes()[name](**settings)
+    except TypeError as error:
+        raise pyprune.InputError(f"recipe {name!r}: {error}") from None
+
+
+def measure(
+    task: Task,
+    dense: Dense,
+    recipe: Any,
+    resource: str,
+    budget: float,
+    *,
+    settings: str = "",
+    samples: int = SAMPLES,
+    recover: float = 0.0,
+    seed: int = 0,
+    dense_seed: int = 0,
+    device: str = "cpu",
+    repeats: int = 15,
+) -> TaskRow:
+    """Prune a copy of the dense model to the share `budget` of `resource`; one row. Raises PyPruneError."""
+    model = dense.model.to(device)
+    labels = getattr(recipe, "cotangent", None) == "labels"
+    data = task.calibration(samples, seed, labels)
+    common = {"tokenizer": task.tokenizer, "samples": samples, "seed": seed}
+    made = pyprune.prune(model, {resource: budget}, data, recipe=recipe, length=task.length, **common)
+    pruned, recovered, recovery = task.evaluate(made.pruned), None, "none"
+    if recover:
+        rows = task.recovery(RECOVERY_SAMPLES, seed)
+        recovery = words({"distill": "logits", "epochs": recover, "rows": len(rows)})
+        with made.stages.stage("recover"):
+            pyprune.retrain(made.pruned, model, rows, epochs=recover, inplace=True, **common)
+        recovered = task.evaluate(made.pruned)
+    anatomy, plan = made.anatomy, made.plan
+    whole = {"flops": anatomy.flops(plan.length), "params": anatomy.params()}
+    dense_ms, pruned_ms = _latency(task, model, made.pruned, device, repeats)
+    return TaskRow(
+        date=date.today().isoformat(),
+        commit=commit_name(_SOURCES),
+        device=device_name(device),
+        torch=torch.__version__,
+        transformers=version("transformers"),
+        python=platform.python_version(),
+        task=task.name,
+        model=dense.report["key"],
+        dense_seed=dense_seed,
+        recipe=recipe.name,
+        settings=settings,
+        resource=resource,
+        budget=budget,
+        samples=len(data),
+        recovery=recovery,
+        seed=seed,
+        achieved=plan.cost(anatomy, resource) / whole[resource],
+        metric=task.metric,
+        dense=task.evaluate(model),
+        pruned=pruned,
+        recovered=recovered,
+        dense_params=sum(p.numel() for p in model.parameters()),
+        params=sum(p.numel() for p in made.pruned.parameters()),
+        dense_flops=float(whole["flops"]),
+        flops=float(plan.cost(anatomy, "flops")),
+        batch=BATCH,
+        dense_ms=dense_ms,
+        pruned_ms=pruned_ms,
+        seconds=words({stage.name: stage.seconds for stage in made.stages.log}),
+        peak_mib=words({stage.name: stage.cuda_mib or stage.host_mib for stage in made.stages.log}),
+    )
+
+
+@torch.inference_mode()
+def _latency(task: Task, dense: nn.Module, pruned: nn.Module, device: str, repeats: int) -> tuple[float, float]:
+    """Milliseconds of one forward pass of each, timed in turns."""
+    inputs = {name: tensor.to(device) for name, tensor in task.example(BATCH).items()}
+    calls = {"dense": lambda: dense(**inputs), "pruned": lambda: pruned(**inputs)}
+    timings = interleave(calls, repeats=repeats, warmup=2, device=device)
+    return timings["dense"].median * 1e3, timings["pruned"].median * 1e3
+
+
+def parsed_settings(given: list[str]) -> dict[str, Any]:
+    """`["draws=4", "tuning=none"]` as keyword arguments. Raises InputError for a word without `=`."""
+    found = {}
+    for word in given:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise pyprune.InputError(f"--set {word}: expected name=value")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def parsed_budget(text: str) -> tuple[str, float]:
+    """`0.5` and `flops=0.5` are half of the FLOPs. Raises BudgetError for what is no share of FLOPs or parameters."""
+    resource, equals, share = text.rpartition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = 0.0
+    resource = resource if equals else "flops"
+    if not 0 < value <= 1 or resource not in ("flops", "params"):
+        raise pyprune.BudgetError(f"--budget {text}: expected a share in (0, 1], or flops=SHARE or params=SHARE")
+    return resource, value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, choices=task_names())
+    parser.add_argument("--recipe", default="surgeon", help=f"one of {', '.join(recipes())} (default: surgeon)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the recipe")
+    parser.add_argument("--budget", default="0.5", help="share that stays: 0.5, flops=0.5 or params=0.5")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples")
+    parser.add_argument("--recover", type=float, default=0.0, metavar="EPOCHS", help="of label-free retraining")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dense-seed", type=int, default=0, help="of the dense model's training")
+    parser.add_argument("--dense", action="store_true", help="only train, or load, the dense model and show its report")
+    parser.add_argument("--keep", action="store_true", help="with --dense: keep it in fp16 below benchmarks/tasks/")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=results.FILE)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    try:
+        recipe = recipe_of(args.recipe, parsed_settings(args.set))
+        resource, budget = parsed_budget(args.budget)
+        task = find(args.task)
+        if args.keep and not isinstance(task, TrainedTask):
+            raise DataError(f"--keep: the dense model of {args.task} is too large for the repository")
+        dense = task.dense(args.dense_seed)
+        if args.dense:
+            print("\n".join(f"{key}: {value}" for key, value in dense.report.items()))
+            if isinstance(task, TrainedTask) and args.keep:
+                print(f"kept in {task.keep(args.dense_seed)}")
+            return 0
+        settings = " ".join(sorted(args.set))
+        options = {"samples": args.samples, "recover": args.recover, "seed": args.seed, "device": args.device}
+        row = measure(task, dense, recipe, resource, budget, settings=settings, dense_seed=args.dense_seed, **options)
+        results.append(row, args.results)
+    except (DataError, pyprune.PyPruneError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{row.task}, {row.recipe} {row.settings}: {row.achieved:.1%} of {row.resource} (asked {row.budget:.0%})")
+    after = "" if row.recovered is None else f", recovered {row.recovered:.4g}"
+    print(f"{row.metric}: dense {row.dense:.4g}, pruned {row.pruned:.4g}{after}")
+    print(f"{row.dense_ms:.1f} ms to {row.pruned_ms:.1f} ms; stages, s: {row.seconds}; peak MiB: {row.peak_mib}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
