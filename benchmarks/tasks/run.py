@@ -101,7 +101,7 @@ def measure(
         seed=seed,
         achieved=plan.cost(anatomy, resource) / whole[resource],
         metric=task.metric,
-        dense=task.evaluate(model),
+        dense=dense.report["test"],
         pruned=pruned,
         recovered=recovered,
         dense_params=sum(p.numel() for p in model.parameters()),
