@@ -1,0 +1,172 @@
+"""A multimodal transformer of BERT layers that answers word by word, with words of its own and words that it reads.
+
+After M4C (Hu et al., CVPR 2020) and TAP (Yang et al., CVPR 2021): question, objects, OCR tokens and the answer so far
+are one sequence; the first three see each other, the answer sees them and what is before it. A step's logits are those
+of a small vocabulary and a pointer's over the OCR tokens. Takes features of any width, those published for TextVQA too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig, GenerationMixin
+from transformers.models.bert.modeling_bert import BertEncoder, BertPreTrainedModel
+from transformers.utils import ModelOutput
+
+_FREQUENCIES = 4
+# Logits of OCR tokens that are not there: far below any other, and finite, so that differences of logits are too.
+_ABSENT = -1e4
+
+
+@dataclass
+class Answer(ModelOutput):
+    """`logits` `[B, S, vocabulary]`: of the token that follows each of the answer."""
+
+    logits: torch.Tensor | None = None
+
+
+def config(words: int, objects: int, ocr: int, ocr_tokens: int, steps: int = 12, **shape: Any) -> BertConfig:
+    """`words` are the vocabulary's, `objects` and `ocr` the widths of the features, `ocr_tokens` the most a scene has.
+
+    Layers: 4, d = 256, 8 heads, 1,024 neurons, unless `shape` says otherwise.
+    """
+    layers = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 1024, **shape}
+    return BertConfig(
+        vocab_size=words + ocr_tokens,
+        words=words,
+        object_features=objects,
+        ocr_features=ocr,
+        answer_steps=steps,
+        max_position_embeddings=64,
+        type_vocab_size=4,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **layers,
+    )
+
+
+class Features(nn.Module):
+    """Features and boxes of objects or OCR tokens to `[B, N, d]`. Boxes enter as waves, too: near and far show."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.look, self.place = nn.Linear(features, width), nn.Linear(4 * (1 + 2 * _FREQUENCIES), width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+
+    def forward(self, features: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        waves = boxes[..., None] * torch.pi * 2.0 ** torch.arange(_FREQUENCIES, device=boxes.device, dtype=boxes.dtype)
+        place = torch.cat([boxes, waves.sin().flatten(-2), waves.cos().flatten(-2)], -1)
+        return self.norms[0](self.look(features)) + self.norms[1](self.place(place))
+
+
+class SceneTextModel(BertPreTrainedModel, GenerationMixin):
+    """The whole model: it is its own base model."""
+
+    config_class = BertConfig
+    base_model_prefix = ""
+    _supports_sdpa = True
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        # Of the vocabulary, then one for each place in the order of the OCR tokens.
+        self.tokens = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.positions = nn.Embedding(config.max_position_embeddings, width)
+        self.types = nn.Embedding(config.type_vocab_size, width)
+        self.objects, self.ocr = Features(config.object_features, width), Features(config.ocr_features, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.encoder = BertEncoder(config)
+        self.answer = nn.Linear(width, config.words)
+        self.pointer, self.pointed = nn.Linear(width, width), nn.Linear(width, width)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.tokens
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        objects: torch.Tensor,
+        object_boxes: torch.Tensor,
+        ocr: torch.Tensor,
+        ocr_boxes: torch.Tensor,
+        decoder_input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+    ) -> Answer:
+        """Logits of every step of the answer.
+
+        `input_ids` `[B, Q]` is the question, 0 where it is padded; `objects` `[B, O, Fo]`, `ocr` `[B, N, Fr]` come with
+        boxes `[B, O or N, 4]` in [0, 1], all 0 for padding. `decoder_input_ids` `[B, S]` is the answer so far, behind
+        a begin token; it is padded on the right, which no step before sees, so its mask is of no account.
+        """
+        places = torch.arange(ocr.shape[1], device=ocr.device)
+        read = self.ocr(ocr, ocr_boxes) + self.tokens(self.config.words + places)
+        parts = [
+            self.tokens(input_ids) + self._positions(input_ids.shape[1]),
+            self.objects(objects, object_boxes),
+            read,
+            self._said(decoder_input_ids, read) + self._positions(decoder_input_ids.shape[1]),
+        ]
+        hidden = self.norm(torch.cat([part + self.types.weight[n] for n, part in enumerate(parts)], 1))
+        asked = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        there = [asked, object_boxes[..., 2] > 0, ocr_boxes[..., 2] > 0]
+        hidden = self.encoder(
+            hidden, attention_mask=self._mask(torch.cat(there, 1), decoder_input_ids.shape[1], hidden)
+        )
+        hidden = hidden.last_hidden_state
+        steps = hidden[:, -decoder_input_ids.shape[1] :]
+        seen = hidden[:, -decoder_input_ids.shape[1] - ocr.shape[1] : -decoder_input_ids.shape[1]]
+        pointed = self.pointer(steps) @ self.pointed(seen).transpose(1, 2) / hidden.shape[-1] ** 0.5
+        pointed = pointed.masked_fill(~there[2][:, None], _ABSENT)
+        missing = self.config.vocab_size - self.config.words - ocr.shape[1]
+        return Answer(logits=torch.cat([self.answer(steps), F.pad(pointed, (0, missing), value=_ABSENT)], -1))
+
+    def _positions(self, count: int) -> torch.Tensor:
+        return self.positions.weight[:count]
+
+    def _said(self, tokens: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        """Embeddings `[B, S, d]` of answer tokens: a word's own, or that of the OCR token that was pointed at."""
+        place = tokens - self.config.words
+        index = place.clamp(min=0, max=max(read.shape[1] - 1, 0))[..., None].expand(-1, -1, read.shape[-1])
+        return torch.where((place >= 0)[..., None], read.gather(1, index), self.tokens(tokens))
+
+    @staticmethod
+    def _mask(there: torch.Tensor, steps: int, like: torch.Tensor) -> torch.Tensor:
+        """`[B, 1, T, T]`, added to scores: all see the prefix `there` `[B, P]`, a step those before it too."""
+        prefix, length = there.shape[1], there.shape[1] + steps
+        allowed = torch.ones(length, length, dtype=torch.bool, device=there.device).tril()
+        allowed[:prefix] = torch.arange(length, device=there.device) < prefix
+        allowed[prefix:, :prefix] = True
+        keys = F.pad(there, (0, steps), value=True)
+        bias = torch.zeros(len(there), 1, length, length, dtype=like.dtype, device=like.device)
+        return bias.masked_fill(~(allowed & keys[:, None, None]), torch.finfo(like.dtype).min)
+
+    @torch.no_grad()
+    def generate(self, input_ids: torch.Tensor, max_new_tokens: int | None = None, **inputs: Any) -> torch.Tensor:
+        """Greedy answers `[B, 1 + S]` behind the begin token, padded behind the end token; at most 12 steps.
+
+        As M4C does, each step runs the whole sequence anew.
+        """
+        names = ("objects", "object_boxes", "ocr", "ocr_boxes", "attention_mask")
+        given = {name: inputs[name] for name in names if name in inputs}
+        limit = min(max_new_tokens or self.config.answer_steps, self.config.answer_steps)
+        tokens = torch.full((len(input_ids), 1 + limit), self.config.pad_token_id, device=input_ids.device)
+        tokens[:, 0] = self.config.bos_token_id
+        open_ = torch.arange(len(input_ids), device=input_ids.device)  # answers that have not ended
+        for step in range(1, 1 + limit):
+            now = {name: tensor[open_] for name, tensor in given.items()}
+            logits = self(input_ids[open_], decoder_input_ids=tokens[open_, :step], **now).logits
+            chosen = logits[:, -1].argmax(-1)
+            tokens[open_, step] = chosen
+            open_ = open_[chosen != self.config.eos_token_id]
+            if not len(open_):
+                return tokens[:, : step + 1]
+        return tokens

@@ -1,0 +1,136 @@
+"""The task for the runner: exact match of greedily decoded answers.
+
+python -m benchmarks.tasks.run --task scene_text_vqa --dense      # trains the dense model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.tasks.scene_text_vqa.features import (
+    BEGIN,
+    OBJECT_FEATURES,
+    OCR_FEATURES,
+    OCR_TOKENS,
+    PAD,
+    STEPS,
+    VOCABULARY,
+    Data,
+    data,
+)
+from benchmarks.tasks.scene_text_vqa.model import SceneTextModel, config
+from benchmarks.tasks.task import TrainedTask
+from benchmarks.tasks.training import optimise
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of the dense model's training."""
+
+    epochs: float = 3.0
+    batch: int = 32
+    lr: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+
+
+class SceneTextVQA(TrainedTask):
+    """`train`, `dev` and `test` are numbers of scenes; `shape` changes the model's."""
+
+    name = "scene_text_vqa"
+    metric = "exact match"
+
+    def __init__(
+        self,
+        train: int = 50_000,
+        dev: int = 1_000,
+        test: int = 2_000,
+        recipe: Recipe | None = None,
+        **shape: int,
+    ) -> None:
+        self.counts = {"train": train, "dev": dev, "test": test}
+        self.recipe, self.shape = recipe or Recipe(), shape
+        self._made: dict[str, Data] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """A few scenes stand for the generator: each depends on its split and number alone."""
+        hashes = {split: data(split, range(100)).sha256 for split in ("train", "dev", "test")}
+        return {"data": hashes, "counts": self.counts, "recipe": asdict(self.recipe), "shape": self.shape}
+
+    @cached_property
+    def length(self) -> float:
+        """Mean tokens of question, objects, OCR and answer together: the whole sequence passes every layer."""
+        return float(self._data("dev").lengths.double().mean())
+
+    def _data(self, split: str) -> Data:
+        if split not in self._made:
+            self._made[split] = data(split, range(self.counts[split]))
+        return self._made[split]
+
+    def fresh(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        sizes = {"words": len(VOCABULARY), "objects": OBJECT_FEATURES, "ocr": OCR_FEATURES, "ocr_tokens": OCR_TOKENS}
+        return SceneTextModel(config(**sizes, steps=STEPS, **self.shape))
+
+    def train(self, model: nn.Module, seed: int) -> None:
+        split = self._data("train")
+
+        def loss(index: torch.Tensor) -> torch.Tensor:
+            targets = split.targets[index]
+            targets = targets[:, : int((targets != PAD).sum(1).max())]
+            said = F.pad(targets, (1, -1), value=BEGIN)
+            logits = model(**split.batch(index), decoder_input_ids=said).logits
+            return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+
+        optimise(model, loss, split.lengths, seed=seed, **asdict(self.recipe))
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module, split: str = "test", batch: int = 250) -> float:
+        """Share of scenes whose answer is right to the letter."""
+        model.eval()
+        device, own, right = next(model.parameters()).device, self._data(split), 0
+        for index in torch.arange(len(own)).split(batch):
+            inputs = {name: tensor.to(device) for name, tensor in own.batch(index).items()}
+            for s, tokens in zip(index.tolist(), model.generate(**inputs)[:, 1:].tolist(), strict=True):
+                right += own.text(s, tokens) == own.answers[s]
+        return right / len(own)
+
+    def rows(self, labels: bool) -> Sequence[Any]:
+        return _Rows(self.counts["train"], labels, padded=False)
+
+    def recovery(self, samples: int, seed: int, labels: bool = False) -> list[Any]:
+        """All of one shape but for the question, so that a batch may mix them."""
+        rows = _Rows(self.counts["train"], labels, padded=True)
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples]
+        return [rows[s] for s in drawn.tolist()]
+
+    def example(self, batch: int) -> dict[str, torch.Tensor]:
+        own = self._data("dev")
+        inputs = own.batch(torch.arange(batch) % len(own))
+        return {**inputs, "decoder_input_ids": torch.full((batch, STEPS), BEGIN)}
+
+
+@dataclass(frozen=True)
+class _Rows(Sequence):
+    """The scenes of the training split, made when they are asked for."""
+
+    total: int
+    labels: bool
+    padded: bool
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, s: Any) -> Any:
+        return data("train", [s]).row(0, self.labels, self.padded)
+
+
+TASK = SceneTextVQA
