@@ -63,7 +63,7 @@ def render(rows: Sequence[Row], plots: Path, task_rows: Sequence[TaskRow] = ()) 
             days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
             lines += [f"**{device}**, torch {torch}, Triton {triton}, Python {python}; {days}, commit {commits}", ""]
             lines += SECTIONS.get(benchmark, plain_section)(own, plots)
-    return "\n".join([*lines, *tasks.section(task_rows)]).rstrip() + "\n"
+    return "\n".join([*lines, *tasks.section(task_rows, plots)]).rstrip() + "\n"
 
 
 def replace_measured_part(old: str, measured: str) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
-from benchmarks.rows import mean_std, table
+from benchmarks.rows import mean_std, std, table
 from benchmarks.tasks.results import TaskRow
 
 _PERCENT = ("accuracy", "exact match")
 
 
-def section(rows: Sequence[TaskRow]) -> list[str]:
-    """Markdown lines; seeds are averaged, ± is their standard deviation."""
+def section(rows: Sequence[TaskRow], plots: Path) -> list[str]:
+    """Markdown lines, and a plot for each table; seeds are averaged, ± is their standard deviation."""
     lines: list[str] = []
     for task in sorted({row.task for row in rows}):
         lines += [f"## {task}: pruned by `benchmarks.tasks.run`", ""]
@@ -31,6 +33,9 @@ def section(rows: Sequence[TaskRow]) -> list[str]:
                 *_table(own),
                 "",
             ]
+            plot = plots / re.sub(r"[^\w.]+", "_", f"{task} {model} {device} torch {torch}.png")
+            _plot(own, plot)
+            lines += [f"![{own[0].metric} against FLOPs](plots/{plot.name})", ""]
     return lines
 
 
@@ -59,6 +64,34 @@ def _table(rows: Sequence[TaskRow]) -> list[str]:
             ]
         )
     return table(head, body)
+
+
+def _plot(rows: Sequence[TaskRow], path: Path) -> None:
+    """What the final models reach against the FLOPs that stay, a line a recipe; means and deviations over seeds."""
+    from matplotlib.figure import Figure
+
+    scale = 100 if rows[0].metric in _PERCENT else 1
+    lines: dict[str, dict[float, list[TaskRow]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        recovery = "" if row.recovery == "none" else ", recovered"
+        share = "" if row.resource == "flops" else f", {row.resource}"
+        lines[f"{row.recipe} {row.settings}".strip() + recovery + share][row.budget].append(row)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for label, points in sorted(lines.items()):
+        own = [points[budget] for budget in sorted(points)]
+        reached = [[scale * (r.pruned if r.recovered is None else r.recovered) for r in seeds] for seeds in own]
+        shares = [100 * fmean(r.flops / r.dense_flops for r in seeds) for seeds in own]
+        axes.errorbar(shares, list(map(fmean, reached)), list(map(std, reached)), marker=".", capsize=2, label=label)
+    axes.axhline(scale * rows[0].dense, color="black", linewidth=0.8, label="dense")
+    axes.set_xlabel("FLOPs of the prunable blocks, % of the dense model")
+    axes.set_ylabel(rows[0].metric + (", %" if scale == 100 else ""))
+    if rows[0].metric == "perplexity":
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 def _shown(rows: Sequence[TaskRow], which: str) -> str:

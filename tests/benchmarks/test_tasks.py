@@ -71,6 +71,9 @@ def test_report_has_a_table_for_each_task(tmp_path):
     assert "| surgeon | none | 50% flops | 49.8% | 75.00 | 90.00 | 1.00 | 2.00 | 2 | 1 |" in page
     assert "Dense model `0123`: perplexity 20.00" in page
     assert "| 30.00 |" in page
+    plots = sorted((tmp_path / "docs" / "plots").glob("*.png"))
+    assert [plot.name for plot in plots if f"(plots/{plot.name})" in page] == [plot.name for plot in plots]
+    assert len(plots) == 2
 
 
 @pytest.mark.parametrize(
