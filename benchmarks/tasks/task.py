@@ -49,13 +49,12 @@ class Dense:
 class Task(ABC):
     """One task. Rows are whatever `pyprune` takes as data: texts, or mappings from argument names to tensors.
 
-    `metric` names the figure of `evaluate`, `higher` says whether more of it is better. `tokenizer` is for rows that
-    are texts. `length` is the number of tokens at which FLOPs are counted; None: the calibration data's own mean.
+    `metric` names the figure of `evaluate`. `tokenizer` is for rows that are texts. `length` is the number of tokens at
+    which FLOPs are counted; None: the calibration data's own mean.
     """
 
     name: str
     metric: str = "accuracy"
-    higher: bool = True
     tokenizer: Any = None
     length: float | None = None
 

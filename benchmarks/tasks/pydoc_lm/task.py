@@ -43,7 +43,6 @@ class PydocLM(TrainedTask):
 
     name = "pydoc_lm"
     metric = "perplexity"
-    higher = False
 
     def __init__(
         self,
