@@ -24,6 +24,7 @@ _DIMENSIONS = {
     "input_features": 2,
     "flattened_patches": 2,
 }
+_IMAGES, _SOUND = {"pixel_values", "flattened_patches"}, {"input_features", "input_values"}
 # Whose padding a mask tells: all texts of that side, and patches in a row.
 _MASKS = {"attention_mask": "", "decoder_attention_mask": "decoder_"}
 _SAMPLING_RATE = 16_000
@@ -74,10 +75,13 @@ class Reader:
         inputs = {name: as_tensor(name, value) for name, value in row.items() if name in self.takes | _MASKS.keys()}
         inputs.pop("labels", None)
         text = row.get("text", row.get("question")) if "input_ids" in self.takes - inputs.keys() else None
-        if isinstance(row.get("audio"), (list, tuple, dict)) or hasattr(row.get("audio"), "shape"):
-            inputs |= self._heard(row["audio"], row.get("sampling_rate"))
+        if text is not None and not isinstance(text, str):
+            raise InputError(f"data: the text of a row must be one string, found {text!r:.40}")
+        heard = row.get("audio") if self.takes & _SOUND else None
+        if isinstance(heard, (list, tuple, dict)) or hasattr(heard, "shape"):
+            inputs |= self._heard(heard, row.get("sampling_rate"))
         image = None
-        if row.get("image") is not None and not {"pixel_values", "flattened_patches"} & inputs.keys():
+        if row.get("image") is not None and self.takes & _IMAGES and not _IMAGES & inputs.keys():
             image = _opened(row["image"], folder)
         if image is not None:
             inputs |= self._seen(image, text)
@@ -144,8 +148,12 @@ def json_rows(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if path.suffix != ".jsonl" or not path.is_file():
         raise InputError(f"data: {path} is neither a folder of images nor a .jsonl file")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"data: {path} is not UTF-8 text (byte {error.start})") from None
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -180,9 +188,17 @@ def _apart(row: Row) -> Iterator[Row]:
     for name, dimensions in _DIMENSIONS.items():
         if name in row and as_tensor(name, row[name]).dim() > dimensions:
             for b in range(len(row[name])):
-                yield {key: value[b] for key, value in row.items()}
+                yield {key: _entry(key, value, b) for key, value in row.items()}
             return
     yield row
+
+
+def _entry(name: str, values: Any, b: int) -> Any:
+    """Entry `b` of a batch; of what is None there is none."""
+    try:
+        return None if values is None else values[b]
+    except (TypeError, IndexError, KeyError):
+        raise InputError(f"data: {name} of a batch must have an entry for each sample, found {values!r:.40}") from None
 
 
 def _unpadded(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -219,14 +235,14 @@ def gathered(samples: list[Sample], pad: int = 0) -> Samples:
 
 
 def _opened(image: Any, folder: Path | None) -> Any:
-    """A PIL image, decoded, in RGB."""
+    """A PIL image, decoded, the right way up, in RGB of 8 bits."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError:
         raise InputError("data: images need the package pillow: pip install pillow") from None
 
     if isinstance(image, Mapping):  # as `datasets` stores what it has not decoded
-        image = image.get("path") or image.get("bytes")
+        image = image.get("bytes") or image.get("path")  # the path may name what the bytes were read from
     if isinstance(image, bytes):
         from io import BytesIO
 
@@ -237,6 +253,11 @@ def _opened(image: Any, folder: Path | None) -> Any:
         image = image if folder is None else folder / image
     try:
         opened = image if hasattr(image, "convert") else Image.open(image)
+        opened = ImageOps.exif_transpose(opened)
+        if opened.mode.startswith("I;16"):  # which `convert` would clip, not scale
+            opened = opened.point(lambda value: value / 257)
+        elif opened.mode in ("I", "F"):
+            raise ValueError(f"the range of its values (mode {opened.mode}) is not known")
         return opened.convert("RGB")
     except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError) as error:
         name = str(image) if isinstance(image, Path) else type(image).__name__

@@ -69,6 +69,11 @@ def test_rows_of_a_file_name_images_from_where_it_is(tmp_path, tokenizer):
     assert gathered(samples).labels[0].item() == 1
 
 
+def test_columns_that_the_model_does_not_take_are_not_read(tokenizer):
+    row = {"image": "missing.png", "audio": [0.0], "text": "a b"}
+    assert shapes(reader({"input_ids"}, tokenizer, processor=None).samples([row])) == [{"input_ids": (4,)}]
+
+
 def test_a_processor_of_both_is_given_both(tokenizer):
     calls = []
 
@@ -103,6 +108,38 @@ def test_ways_to_give_an_image(row):
     ((inputs, _),) = reader({"pixel_values"}).samples([row])
     assert shapes([(inputs, None)]) == [{"pixel_values": (3, 1, 1)}]
     assert inputs["pixel_values"].dtype == torch.float32
+
+
+def pixels(image):
+    ((inputs, _),) = reader({"pixel_values"}, processor=whole).samples([{"image": image}])
+    return inputs["pixel_values"]
+
+
+def whole(images, return_tensors):
+    return {"pixel_values": torch.tensor(np.asarray(images)).float().movedim(-1, 0)[None]}
+
+
+def test_images_of_16_bits_are_scaled():
+    values = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    assert (pixels(Image.fromarray(values))[0] - torch.tensor(values / 257)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_images_of_no_known_range_are_left_out(mode):
+    with pytest.raises(InputError, match=rf"no sample could be read: .*range of its values \(mode {mode}\)"):
+        pixels(Image.new(mode, (4, 4)))
+
+
+def test_images_are_turned_as_their_camera_says(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (20, 16)).save(tmp_path / "a.jpg", exif=turned)
+    assert pixels(tmp_path / "a.jpg").shape == (3, 20, 16)
+
+
+def test_bytes_are_read_rather_than_the_path_that_they_came_from(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert pixels({"bytes": (tmp_path / "a.png").read_bytes(), "path": "elsewhere/a.png"}).shape == (3, 4, 4)
 
 
 def test_batches_are_taken_apart_and_lose_their_padding():
@@ -148,6 +185,10 @@ def test_sound():
         (3, "cannot use a row of type int"),
         ({"pixel_values": "red"}, "pixel_values must be numbers"),
         ({"text": "a"}, "texts need a tokenizer"),
+        ({"text": ["a", "b"]}, "the text of a row must be one string"),
+        ({"question": 3}, "the text of a row must be one string"),
+        ({"pixel_values": torch.zeros(1, 3, 1, 1), "label": 3}, "label of a batch must have an entry for each sample"),
+        ({"pixel_values": torch.zeros(2, 3, 1, 1), "label": [3]}, "label of a batch must have an entry"),
     ],
 )
 def test_refusals(row, message):
@@ -165,4 +206,11 @@ def test_files_that_hold_no_rows(tmp_path, text, message):
         assert json_rows(path) == []
         return
     with pytest.raises(InputError, match=message):
+        json_rows(path)
+
+
+def test_rows_in_another_encoding_are_refused(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes('{"text": "caf\u00e9"}'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"is not UTF-8 text \(byte 13\)"):
         json_rows(path)
