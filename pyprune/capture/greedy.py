@@ -54,7 +54,7 @@ def decode(model: nn.Module, samples: Samples, steps: int) -> list[Decoded]:
         raise InputError(f"{type(model).__name__} has no generate: it puts out everything at once")
     found: list[Decoded | None] = [None] * len(samples)
     settings = {"max_new_tokens": steps, "do_sample": False, "num_beams": 1, "use_cache": True}
-    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    settings |= {"num_return_sequences": 1, "output_logits": True, "return_dict_in_generate": True}
     ends = _end_tokens(model)
     # Models of speech cut long sound into pieces in a `generate` of their own; a plain pass is meant here.
     plain = getattr(generative.config, "is_encoder_decoder", False)

@@ -24,6 +24,8 @@ def step_by_step(model, start, inputs, name, end, most=32):
 def test_decoders_read_their_own_greedy_output(variant):
     model = tiny_model(variant, "AutoModelForSeq2SeqLM", dtype=torch.float64)
     model.generation_config.forced_bos_token_id = model.generation_config.forced_eos_token_id = None
+    model.generation_config.return_dict_in_generate = True
+    model.generation_config.num_beams = model.generation_config.num_return_sequences = 2
     generator = torch.Generator().manual_seed(0)
     rows = [{"input_ids": torch.randint(3, 99, (n,), generator=generator)} for n in (4, 6, 4)]
     written = with_greedy_outputs(model, Samples(rows), "decoder_input_ids")
