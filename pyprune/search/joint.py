@@ -93,7 +93,7 @@ def search_jointly(
         spent = {resource: plan.cost(anatomy, resource) for resource in limits}
         if any(spent[resource] > limit * _ROUNDING for resource, limit in limits.items()):
             continue
-        rank = (_value(plan, anatomy, scores), next(iter(spent.values())))
+        rank = (value_of(plan, anatomy, scores), next(iter(spent.values())))
         if best is None or rank > best:
             best, chosen = rank, plan
     if best is None:
@@ -286,9 +286,26 @@ def _share_of(cost: UnitCost, share: float) -> UnitCost:
     return replace(cost, **weights, also=_share_of(cost.also, share) if cost.also else None)
 
 
-def _value(plan: Plan, anatomy: Anatomy, scores: Scores) -> float:
-    """Summed score of what stays; units of a layer that is left out go with it, and groups without scores are whole."""
+def value_of(plan: Plan, anatomy: Anatomy, scores: Scores) -> float:
+    """Summed score of what stays; units of a layer that is left out go with it, and groups without scores are whole.
+
+    Of patches it is less the score of those that go, once each.
+    """
     lost = anatomy.lost_layers(plan.kept)
     gone = {block.units.name for block in anatomy.blocks if block.layer_path in lost}
-    scored = {name: units for name, units in plan.kept.items() if name in scores.values and name not in gone}
-    return sum(float(scores.values[name][units].sum()) for name, units in scored.items())
+    apart = gone | {group.units.name for group in anatomy.token_groups}
+    scored = {name: units for name, units in plan.kept.items() if name in scores.values and name not in apart}
+    kept = sum(float(scores.values[name][units].sum()) for name, units in scored.items())
+    return kept - _patches_lost(plan, anatomy, scores, lost)
+
+
+def _patches_lost(plan: Plan, anatomy: Anatomy, scores: Scores, lost: frozenset[str]) -> float:
+    """Summed score of the patches that go, each in the first layer that does not see it: behind it they are gone."""
+    seen, left, total = anatomy.tokens_seen(plan.kept), dict[str, set[int]](), 0.0
+    for group in anatomy.token_groups:
+        if group.layer not in lost:
+            before = left.get(group_kind(group.units), set(group.positions))
+            now = left[group_kind(group.units)] = set(seen[group.units.name])
+            values = zip(group.positions, scores.values[group.units.name].tolist(), strict=True)
+            total += sum(value for position, value in values if position in before - now)
+    return total

@@ -19,6 +19,7 @@ from pyprune.core.scores import Scores
 from pyprune.models.adapter import adapter_for
 from pyprune.models.card import card, needs_pyprune
 from pyprune.models.native import make_native_
+from pyprune.search.joint import value_of
 from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import tiny_model
@@ -249,6 +250,26 @@ def test_tokens_and_units_share_a_budget():
     assert plan.counts["layers.1.tokens"] >= 7
     assert all(plan.counts[g.name] == g.size for g in anatomy.groups if g.axis == "heads")
     assert all(check.equal for check in pyprune.verify_model(model, plan))
+
+
+def test_a_patch_that_is_gone_is_lost_once():
+    """In the first layer without it: a search that counted it for every layer behind would rather cut other axes."""
+    model = tiny_model("vit", "AutoModelForImageClassification")
+    anatomy = adapter_for(model).anatomy(model, ["tokens", "layers"])
+    generator = torch.Generator().manual_seed(0)
+    names = [g.name for g in anatomy.groups if g.axis in ("tokens", "neurons")]
+    sizes = {g.name: g.size for g in anatomy.groups}
+    scores = Scores({n: torch.rand(sizes[n], generator=generator, dtype=torch.float64) for n in names})
+    plan = tokens_plan(anatomy, ([*range(8)], [0, 1, 2, 3, 5, 7], [3, 5]))
+    plan.kept["layers.0.neurons"] = torch.arange(4, sizes["layers.0.neurons"])
+    first, second, third = (scores.values[g.units.name] for g in anatomy.token_groups)
+    neurons = scores.values["layers.0.neurons"][:4].sum()
+    lost = float(first[8] + second[[4, 6]].sum() + third[[0, 1, 2, 7]].sum() + neurons)
+    whole = value_of(Plan.keep_all(anatomy), anatomy, scores)
+    assert whole - value_of(plan, anatomy, scores) == pytest.approx(lost)
+    plan.kept["layers"] = torch.tensor([0, 2])  # what the second let go, the third does
+    lost += float(third[[4, 6]].sum() - second[[4, 6]].sum() + scores.values["layers.1.neurons"].sum())
+    assert whole - value_of(plan, anatomy, scores) == pytest.approx(lost)
 
 
 REFUSED = [
