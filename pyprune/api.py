@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,7 +42,7 @@ from pyprune.models.saving import check_output, complete_directory, write_checkp
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome
 from pyprune.recovery.distill import Distillation, distill
-from pyprune.scoring import coverage, scored, scores_blocks, tokens_alone
+from pyprune.scoring import check_tuning, check_units_tuned, coverage, scored, scores_blocks, tokens_alone
 from pyprune.search import check_vocabulary, search_jointly, search_vocabulary
 from pyprune.search.separable import check_feasible
 from pyprune.slicing.slice import slice_
@@ -143,7 +143,7 @@ def score(
 ) -> Scores:
     """What every prunable unit of `model` is worth; no labels are needed.
 
-    Units of `core.units.ASKED_AXES` are scored if `axes` names them, by criteria that read weights alone; those of
+    Units of `core.units.ASKED_AXES` are scored if `axes` names them, the hidden width from weights alone; those of
     `vocab` by how often the data has each token, whatever the recipe (with `axes=["vocab"]` nothing else is scored, and
     no data goes through the model).
     `data` is text, a folder of images, a `.jsonl` file or rows of whatever the model takes (docs/concepts.md).
@@ -209,13 +209,6 @@ def _planned(
     return search(scores, anatomy, budget, length, least, find, **bounds)
 
 
-def _check_tuning(chosen: Recipe, axes: Iterable[str]) -> None:
-    """InputError for tuning that compares blocks which a plan with these axes narrows; the vocabulary is cut last."""
-    beyond = [axis for axis in asked(axes) if axis not in ("query_heads", "vocab")]
-    if beyond and chosen.tuning != "none":
-        raise InputError(f'tuning={chosen.tuning!r}: not possible for the axis {beyond[0]}; give tuning="none"')
-
-
 def _floors(
     model: nn.Module, anatomy: Anatomy, floor: Any, keep: Any, axes: Any, multiple_of: int, deploy: Deploy
 ) -> Any:
@@ -276,7 +269,7 @@ def tune(
     chosen = _recipe(recipe, **settings)
     if "vocab" in plan.axes and chosen.tuning != "none":
         raise InputError('the plan has a vocabulary: tune by plan.without("vocab"), and cut tokens afterwards')
-    _check_tuning(chosen, plan.axes)
+    check_tuning(chosen, plan.axes)
     student = model if inplace else copy.deepcopy(model)
     calibration, _ = calibration_data(teacher, tokenizer, data, samples, seed)
     adapter = adapter_for(teacher)
@@ -417,7 +410,7 @@ def prune(
     parsed = None if budget is None else Budget.parse(budget)
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     chosen = _recipe(recipe, **settings)
-    _check_tuning(chosen, (axes or ()) if given is None else given.axes)
+    check_tuning(chosen, (axes or ()) if given is None else given.axes)
     ops.check_choice()
     if out is not None and not dry_run:
         check_output(out, overwrite)
@@ -432,6 +425,8 @@ def prune(
         adapter = adapter_for(dense)
         anatomy = with_tokenizer(adapter.anatomy(dense, axes if given is None else given.axes), tokenizer)
         runs = scores_blocks(axes) if given is None else not tokens_alone(given)
+        if runs:
+            check_units_tuned(chosen, anatomy)
         calibration, held_out = calibration_data(dense, tokenizer, data, samples, seed, runs=runs)
     counted = float(calibration.lengths.double().mean() if length is None else length)
     if given is not None:

@@ -9,9 +9,11 @@ from torch import nn
 
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
+from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
+from pyprune.core.units import asked
 from pyprune.importance.usage import token_usage
 from pyprune.recipes import Recipe
 
@@ -19,6 +21,22 @@ from pyprune.recipes import Recipe
 def scores_blocks(axes: Iterable[str] | None) -> bool:
     """Whether there is more to score than tokens."""
     return set(axes or ()) != {"vocab"}
+
+
+def check_tuning(chosen: Recipe, axes: Iterable[str]) -> None:
+    """InputError for tuning that compares blocks which a plan with these axes narrows; the vocabulary is cut last."""
+    beyond = [axis for axis in asked(axes) if axis not in ("query_heads", "vocab")]
+    if beyond and chosen.tuning != "none":
+        scored_by = "" if chosen.name == "kwon" else ' and recipe="kwon"'
+        raise InputError(
+            f'tuning={chosen.tuning!r}: not possible for the axis {beyond[0]}; give tuning="none"{scored_by}'
+        )
+
+
+def check_units_tuned(chosen: Recipe, anatomy: Anatomy) -> None:
+    """InputError for tuning of a model with units that no output projection reads, before they are scored."""
+    if chosen.tuning != "none":
+        anatomy.need_projections(f"tuning={chosen.tuning!r}")
 
 
 def tokens_alone(plan: Plan) -> bool:

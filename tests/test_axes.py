@@ -81,8 +81,12 @@ def test_what_the_axes_cannot_do_is_said_before_anything_is_done(tmp_path):
     model, out = tiny_model("bert"), tmp_path / "small"
     with pytest.raises(InputError, match="tuning='refit': not possible for the axis hidden"):
         pyprune.prune(model, {"flops": 0.5}, samples(), axes=["hidden"], out=out, **WEIGHTS)
-    with pytest.raises(InputError, match="criterion='fisher': not possible for the axis layers"):
-        pyprune.score(model, samples(), axes=["layers"], recipe="kwon")
+    with pytest.raises(InputError, match=r"criterion='fisher': not possible for the axis hidden; .*weights alone"):
+        pyprune.score(model, samples(), axes=["hidden"], recipe="kwon")
+    with pytest.raises(InputError, match=r"recipe='surgeon': not possible for the axis layers; use .*--recipe kwon"):
+        pyprune.score(model, samples(), axes=["layers"])
+    with pytest.raises(InputError, match="criterion='wanda_sp': not possible for the axis layers"):
+        pyprune.score(model, samples(), axes=["layers"], recipe="kwon", criterion="wanda_sp")
     plan = Plan.keep_all(adapter_for(model).anatomy(model, ["layers"]))
     with pytest.raises(InputError, match="tuning='refit': not possible for the axis layers"):
         pyprune.tune(model, model, plan, samples())

@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import pyprune
 from pyprune.bench.fidelity import fidelity
 from pyprune.calibration import calibration_data
+from pyprune.cli.app import app
 from pyprune.core.errors import InputError
+from pyprune.core.scores import Scores
 from pyprune.models.loading import load
 from pyprune.report.prune import measure, table
 from pyprune.testing.checkpoints import passages, tiny_checkpoint
@@ -60,6 +63,26 @@ def test_a_folder_of_images_prunes_better_than_chance(tmp_path, data, variant, h
         pruned = pyprune.apply(result.dense, plan)
         others.append(fidelity(result.dense, pruned, result.held_out).values[kind])
     assert found[kind] < min(others) if kind == "kl" else found[kind] > max(others)
+
+
+def test_patches_are_scored_by_the_images(tmp_path, data):
+    path, out = checkpoint(tmp_path, "deit", "DeiTForImageClassificationWithTeacher"), tmp_path / "small"
+    command = ["--data", data / "pictures", "--axes", "tokens", "--flops", "80%", "--tuning", "none", "--samples", "24"]
+    arguments = ["prune", str(path), "--out", str(out), *map(str, command)]
+    refused = str(CliRunner().invoke(app, arguments).exception)
+    assert refused.startswith("recipe='surgeon': not possible for the axis tokens; use recipe=\"kwon\" (--recipe kwon)")
+    assert CliRunner().invoke(app, [*arguments, "--recipe", "kwon"]).exit_code == 0
+    assert all(check.equal for check in pyprune.verify_checkpoint(out))
+    found = pyprune.prune(
+        path, {"flops": "80%"}, data / "pictures", samples=24, axes=["tokens"], recipe="kwon", tuning="none"
+    )
+    assert found.scores.meta["criterion"] == "fisher"
+    kl = fidelity(found.dense, found.pruned, found.held_out).values["kl"]
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        chance = Scores({name: torch.rand(len(v), generator=generator) for name, v in found.scores.values.items()})
+        plan = pyprune.plan(found.dense, chance, {"flops": 0.8}, axes=["tokens"], length=found.plan.length)
+        assert kl < fidelity(found.dense, pyprune.apply(found.dense, plan), found.held_out).values["kl"]
 
 
 def sound():
@@ -196,9 +219,9 @@ def test_refusals(tmp_path, data):
         pyprune.score(bare, data / "texts.txt")
     resnet = tiny_model("resnet", "AutoModelForImageClassification")
     rows = [{"pixel_values": torch.randn(3, 42, 42)} for _ in range(4)]
-    with pytest.raises(InputError, match='convolution; use recipe="kwon", criterion="magnitude" and tuning="none"'):
+    with pytest.raises(InputError, match=r'convolution; use recipe="kwon" \(--recipe kwon\), criterion="fisher"'):
         pyprune.prune(resnet, {"params": 0.6}, rows)
-    advised = {"recipe": "kwon", "criterion": "magnitude", "tuning": "none"}
+    advised = {"recipe": "kwon", "criterion": "fisher", "tuning": "none"}
     assert pyprune.prune(resnet, {"params": 0.6}, rows, **advised).pruned is not None
 
 

@@ -3,69 +3,31 @@
 With O the input of a block's output projection, d loss / d mask[u] = sum over tokens and the unit's channels of O * dO
 (Kwon et al. 2022, at mask 1). A *tap* at that input is an identity whose backward hands O and dO to
 `pyprune.ops.prod_reduce`. Nothing else is added: no mask tensor, attention keeps its fused kernel, weights have no
-gradient, and the backward pass ends at the first tap.
+gradient, and the backward pass ends at the first tap. Units whose masks act elsewhere have theirs there
+(`capture.mask_taps`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from pyprune.capture.cotangent import Cotangent
+from pyprune.capture.mask_taps import mask_taps
 from pyprune.capture.outputs import repeatable, run
-from pyprune.capture.taps import batch_size, by_sample, need_reached
-from pyprune.core.anatomy import Anatomy, Block
+from pyprune.capture.taps import need_reached
+from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Batch
 from pyprune.core.errors import InputError, NumericsError
 from pyprune.core.statistics import Statistics
-from pyprune.core.units import UnitGroup
-from pyprune.ops import prod_reduce
 
 # fp16 gradients of a pooled embedding sit near its subnormals (6e-8): a power of two keeps them clear and divides out
 # exactly.
 _FP16_SCALE = 1024.0
-
-
-class _Tap(torch.autograd.Function):
-    """Identity; the backward pass reports `prod_reduce(x, dx)`. `anchor` starts a graph here if nothing before did."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, group: UnitGroup, samples: int, sink: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x)
-        ctx.group, ctx.samples, ctx.sink = group, samples, sink
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, dx: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        x, per_sample = by_sample(x, ctx.samples), by_sample(dx, ctx.samples)
-        ctx.sink[ctx.group.name] = prod_reduce(x, per_sample, group=ctx.group.width)
-        return (dx if ctx.needs_input_grad[0] else None), None, None, None, None
-
-
-@contextmanager
-def _taps(model: nn.Module, blocks: Sequence[Block], sink: dict[str, torch.Tensor]) -> Iterator[None]:
-    with ExitStack() as hooks:
-        samples_seen = hooks.enter_context(batch_size(model))
-
-        def hook(block: Block, anchor: torch.Tensor) -> Any:
-            def tap(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-                x, *rest = args
-                return (_Tap.apply(x, anchor, block.units, samples_seen(), sink), *rest)
-
-            return tap
-
-        for block in blocks:
-            projection = model.get_submodule(block.projection)
-            anchor = torch.zeros((), device=next(projection.parameters()).device, requires_grad=True)
-            hooks.callback(projection.register_forward_pre_hook(hook(block, anchor)).remove)
-        yield
 
 
 @contextmanager
@@ -141,17 +103,22 @@ def collect(
     the forward pass. `dropout` leaves it on, as some publications do.
     Raises NumericsError naming the group when a gradient is NaN or Inf.
     """
-    anatomy.need_projections("mask gradients")
-    blocks = [block for block in anatomy.blocks if block.units.size]
-    gradients = {g.name: torch.zeros(len(lengths) * draws, g.size) for g in anatomy.groups}
-    sink: dict[str, torch.Tensor] = {}
-    with _taps(model, blocks, sink):
+    anatomy.need_masks("mask gradients")
+    sizes = {g.name: g.size for g in anatomy.groups}
+    gradients = {name: torch.zeros(len(lengths) * draws, size) for name, size in sizes.items()}
+    found: dict[str, torch.Tensor] = {}
+
+    def add(name: str, values: torch.Tensor, units: torch.Tensor) -> None:
+        sums = found.setdefault(name, values.new_zeros(len(values), sizes[name]))
+        sums.index_add_(1, units.to(sums.device), values)
+
+    with mask_taps(model, anatomy, add):
         for batch, draw, scale in backward_passes(model, batches, cotangent, draws, dropout):
-            need_reached((block.units.name for block in blocks), sink)
+            need_reached((name for name, size in sizes.items() if size), found)
             rows = batch.index * draws + draw
-            for name, g in sink.items():
+            for name, g in found.items():
                 gradients[name][rows] = g.float().cpu() / scale
-            sink.clear()
+            found.clear()
     for name, g in gradients.items():
         if not torch.isfinite(g).all():
             raise NumericsError(

@@ -46,8 +46,8 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Plan | Mapping[str, torch.
                 _SITES[block.site](stack, model, block, masks[block.units.name])
         for group in anatomy.layer_groups:
             if group.units.name in masks:
-                for path, mask in zip(group.layers, masks[group.units.name].tolist(), strict=True):
-                    if mask != 1:
+                for path, mask in zip(group.layers, masks[group.units.name].unbind(), strict=True):
+                    if mask != 1 or mask.requires_grad:
                         _mask_layer(stack, model.get_submodule(path), mask)
         for hidden in anatomy.widths:
             if hidden.units.name in masks:
@@ -118,14 +118,14 @@ def _norm_of(norm: Any, kept: torch.Tensor) -> Callable[[torch.Tensor], torch.Te
     return forward
 
 
-def _mask_layer(stack: ExitStack, layer: nn.Module, mask: float) -> None:
+def _mask_layer(stack: ExitStack, layer: nn.Module, mask: torch.Tensor) -> None:
     """Multiply what `layer` adds to the hidden state; what else it returns goes on as it is (position biases)."""
 
     def hand_on(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         entered = args[0] if args else kwargs["hidden_states"]
         left = output if isinstance(output, torch.Tensor) else output[0]
         # Not by a product with 0: a layer that is left out may overflow.
-        left = entered + mask * (left - entered) if mask else entered
+        left = entered + mask.to(left) * (left - entered) if mask else entered
         return left if isinstance(output, torch.Tensor) else (left, *output[1:])
 
     stack.callback(layer.register_forward_hook(hand_on, with_kwargs=True).remove)

@@ -1,4 +1,4 @@
-"""Taps at the outputs of linear layers: an identity whose backward hands over the gradient."""
+"""Taps: identities whose backward passes hand over the gradient."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from pyprune.core.errors import InputError
 
 OnGradient = Callable[[str, torch.Tensor, torch.Tensor], None]
+Report = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def by_sample(x: torch.Tensor, samples: int) -> torch.Tensor:
@@ -46,20 +47,24 @@ def batch_size(model: nn.Module) -> Iterator[Callable[[], int]]:
         handle.remove()
 
 
-class _OutputTap(torch.autograd.Function):
-    """Identity; the backward pass hands over the gradient. `anchor` starts a graph here if nothing before did."""
-
+class _Tap(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, y: torch.Tensor, anchor: torch.Tensor, report: Callable[[torch.Tensor], None]
-    ) -> torch.Tensor:
+    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, anchor: torch.Tensor, report: Report) -> torch.Tensor:
+        ctx.save_for_backward(x)
         ctx.report = report
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        ctx.report(dy)
-        return (dy if ctx.needs_input_grad[0] else None), None, None
+        ctx.report(*ctx.saved_tensors, dy)
+        return (dy if ctx.needs_input_grad[0] else None), None, None, None
+
+
+def tapped(y: torch.Tensor, x: torch.Tensor, report: Report) -> torch.Tensor:
+    """`y`, whose gradient every backward pass hands to `report(x, dy)`; `x` is any other tensor of the forward pass."""
+    # The anchor starts a graph here if nothing before did.
+    anchor = torch.zeros((), device=y.device, requires_grad=True)
+    return _Tap.apply(y, x.detach(), anchor, report)
 
 
 @contextmanager
@@ -72,15 +77,13 @@ def output_taps(model: nn.Module, layers: Iterable[tuple[str, str]], on_gradient
     with ExitStack() as hooks:
         samples_seen = hooks.enter_context(batch_size(model))
 
-        def hook(name: str, anchor: torch.Tensor) -> Any:
+        def hook(name: str) -> Any:
             def tap(_: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
-                n, x = samples_seen(), args[0].detach()
-                return _OutputTap.apply(y, anchor, lambda dy: on_gradient(name, by_sample(x, n), by_sample(dy, n)))
+                n = samples_seen()
+                return tapped(y, args[0], lambda x, dy: on_gradient(name, by_sample(x, n), by_sample(dy, n)))
 
             return tap
 
         for name, path in layers:
-            layer = model.get_submodule(path)
-            anchor = torch.zeros((), device=next(layer.parameters()).device, requires_grad=True)
-            hooks.callback(layer.register_forward_hook(hook(name, anchor)).remove)
+            hooks.callback(model.get_submodule(path).register_forward_hook(hook(name)).remove)
         yield

@@ -50,6 +50,35 @@ class WithoutKeys(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class WeightedKeys(TorchFunctionMode):
+    """While it lasts every key counts by its weight: the logarithms `[B, 1, 1, T]` of weights are added to scores.
+
+    Sees what `WithoutKeys` sees, which is the same for weights of 1 and 0.
+    """
+
+    def __init__(self, logarithms: torch.Tensor) -> None:
+        super().__init__()
+        self.logarithms = logarithms
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            given = dict(zip(_ATTENTION, args, strict=False)) | kwargs
+            mask = given.get("attn_mask")
+            if mask is None:
+                given["attn_mask"] = self.logarithms
+            elif mask.dtype == torch.bool:
+                given["attn_mask"] = self.logarithms.masked_fill(~mask, -torch.inf)
+            else:
+                given["attn_mask"] = mask + self.logarithms
+            return func(**given)
+        if func in _SOFTMAX and args and args[0].dim() == 4 and args[0].shape[-1] == self.logarithms.shape[-1]:
+            return func(args[0] + self.logarithms, *args[1:], **kwargs)
+        return func(*args, **kwargs)
+
+
 def mask_tokens(stack: ExitStack, model: nn.Module, anatomy: Anatomy, masks: Mapping[str, torch.Tensor]) -> None:
     """Hide the tokens whose mask is 0, each from its layer on; the last layer of a stack hands on the others alone.
 

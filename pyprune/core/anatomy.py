@@ -20,6 +20,8 @@ from pyprune.core.errors import InputError
 from pyprune.core.units import Cut, UnitCost, UnitGroup, group_kind
 
 Site = Literal["projection", "convolution", "router", "tensor", "weights"]
+# What works wherever units have masks, which everything but the hidden width has.
+_BY_MASKS = 'use recipe="kwon" (--recipe kwon), criterion="fisher" and tuning="none"'
 
 
 @dataclass(frozen=True)
@@ -271,9 +273,15 @@ class Anatomy:
 
     def need_blocks(self, purpose: str) -> None:
         """InputError when there is a group that belongs to no block, where `purpose` needs one."""
+        self.need_masks(purpose)
         for group in self.groups[len(self.blocks) :]:
+            raise InputError(f"{purpose}: not possible for the axis {group.axis}; {_BY_MASKS}")
+
+    def need_masks(self, purpose: str) -> None:
+        """InputError when there is a hidden width, where `purpose` needs units whose mask multiplies one thing."""
+        for width in self.widths:
             raise InputError(
-                f"{purpose}: not possible for the axis {group.axis}; use a criterion that reads weights alone "
+                f"{purpose}: not possible for the axis {width.units.axis}; use a criterion that reads weights alone "
                 '(recipe="kwon", criterion="magnitude" or "random")'
             )
 
@@ -286,10 +294,7 @@ class Anatomy:
                     why = "routed experts have no output projections of their own"
                 if block.site == "weights":
                     why = "its units are no channels of a projection"
-                raise InputError(
-                    f"{purpose}: not possible for {block.units.name}, since {why}; "
-                    'use recipe="kwon", criterion="magnitude" and tuning="none"'
-                )
+                raise InputError(f"{purpose}: not possible for {block.units.name}, since {why}; {_BY_MASKS}")
 
     @property
     def _sizes(self) -> dict[str, int]:

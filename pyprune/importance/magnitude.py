@@ -15,7 +15,7 @@ from pyprune.importance.registry import Evidence, criterion
 @criterion("magnitude")
 def magnitude(evidence: Evidence) -> dict[str, torch.Tensor]:
     if evidence.anatomy.token_groups:
-        raise InputError('criterion="magnitude": tokens have no weights; choose criterion="random", or give scores')
+        raise InputError('criterion="magnitude": tokens have no weights; choose criterion="fisher"')
     scores = {}
     weights = dict(evidence.model.named_parameters(remove_duplicate=False))  # running statistics are none
     for group in evidence.anatomy.groups:

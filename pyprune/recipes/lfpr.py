@@ -72,7 +72,7 @@ class LFPR(OneShot):
 
         InputError for models without logits.
         """
-        anatomy.need_blocks(f"recipe={self.name!r}")
+        anatomy.need_masks(f"recipe={self.name!r}")
         if not has_logits(model):
             raise InputError(f"recipe='lfpr' needs logits, and {type(model).__name__} has none: use recipe='kwon'")
         published = self.compat == "published"

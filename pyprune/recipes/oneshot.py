@@ -68,7 +68,8 @@ class OneShot:
         meta = {"criterion": self.criterion, "seed": seed, "mean_length": float(samples.lengths.double().mean())}
         statistics = None
         if criterion.needs_data:
-            anatomy.need_blocks(f"criterion={self.criterion!r}")
+            purpose = f"criterion={self.criterion!r}"
+            (anatomy.need_masks if criterion.needs == "gradients" else anatomy.need_blocks)(purpose)
             statistics, found = self._collect(criterion, model, anatomy, samples, seed, stages)
             meta |= {**found, "samples": len(samples)}
         values = criterion.values(Evidence(model, anatomy, statistics, seed))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+import pyprune
 from pyprune.capture.channels import collect_channels
 from pyprune.capture.masking import masked
 from pyprune.core.anatomy import Anatomy, Block
@@ -150,3 +151,15 @@ def test_what_experts_have_no_place_for_is_refused():
     model = tiny_model("qwen3_moe", output_router_logits=True)
     with pytest.raises(InputError, match="output_router_logits=True cannot be pruned: its balancing loss"):
         adapter_for(model).anatomy(model)
+
+
+def test_experts_are_scored_by_the_data():
+    model = tiny_model("mixtral", "AutoModelForCausalLM")
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": torch.randint(3, 99, (12,), generator=generator)} for _ in range(8)]
+    with pytest.raises(InputError, match=r"tuning='refit': not possible for layers.0.experts, .*tuning=\"none\""):
+        pyprune.prune(model, {"params": 0.7}, rows, recipe="kwon")
+    result = pyprune.prune(model, {"params": 0.7}, rows, recipe="kwon", tuning="none")
+    assert result.scores.meta["criterion"] == "fisher"
+    assert all(bool((values > 0).all()) for values in result.scores.values.values())
+    assert all(check.equal for check in pyprune.verify_model(model, result.plan, result.pruned))
