@@ -150,10 +150,11 @@ class SceneTextModel(BertPreTrainedModel, GenerationMixin):
         return bias.masked_fill(~(allowed & keys[:, None, None]), torch.finfo(like.dtype).min)
 
     @torch.no_grad()
-    def generate(self, input_ids: torch.Tensor, max_new_tokens: int | None = None, **inputs: Any) -> torch.Tensor:
+    def generate(self, input_ids: torch.Tensor, max_new_tokens: int | None = None, **inputs: Any) -> Any:
         """Greedy answers `[B, 1 + S]` behind the begin token, padded behind the end token; at most 12 steps.
 
-        As M4C does, each step runs the whole sequence anew.
+        With `return_dict_in_generate` as `sequences`, beside the `logits` of every step. As M4C does, each step runs the
+        whole sequence anew.
         """
         names = ("objects", "object_boxes", "ocr", "ocr_boxes", "attention_mask")
         given = {name: inputs[name] for name in names if name in inputs}
@@ -161,12 +162,17 @@ class SceneTextModel(BertPreTrainedModel, GenerationMixin):
         tokens = torch.full((len(input_ids), 1 + limit), self.config.pad_token_id, device=input_ids.device)
         tokens[:, 0] = self.config.bos_token_id
         open_ = torch.arange(len(input_ids), device=input_ids.device)  # answers that have not ended
+        steps: list[torch.Tensor] = []
         for step in range(1, 1 + limit):
             now = {name: tensor[open_] for name, tensor in given.items()}
             logits = self(input_ids[open_], decoder_input_ids=tokens[open_, :step], **now).logits
             chosen = logits[:, -1].argmax(-1)
+            steps.append(logits.new_zeros(len(tokens), logits.shape[-1]).index_copy(0, open_, logits[:, -1]))
             tokens[open_, step] = chosen
             open_ = open_[chosen != self.config.eos_token_id]
             if not len(open_):
-                return tokens[:, : step + 1]
+                break
+        tokens = tokens[:, : len(steps) + 1]
+        if inputs.get("return_dict_in_generate"):
+            return ModelOutput(sequences=tokens, logits=tuple(steps))
         return tokens
