@@ -153,8 +153,8 @@ class SceneTextModel(BertPreTrainedModel, GenerationMixin):
     def generate(self, input_ids: torch.Tensor, max_new_tokens: int | None = None, **inputs: Any) -> Any:
         """Greedy answers `[B, 1 + S]` behind the begin token, padded behind the end token; at most 12 steps.
 
-        With `return_dict_in_generate` as `sequences`, beside the `logits` of every step. As M4C does, each step runs the
-        whole sequence anew.
+        With `return_dict_in_generate` as `sequences`, beside the `logits` of every step. As M4C does, each step runs
+        the whole sequence anew.
         """
         names = ("objects", "object_boxes", "ocr", "ocr_boxes", "attention_mask")
         given = {name: inputs[name] for name in names if name in inputs}
