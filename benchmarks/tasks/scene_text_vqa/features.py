@@ -47,7 +47,7 @@ class Data:
     - `questions` `[S, 10]` int64; `objects` `[S, 5, 32]`, `object_boxes` `[S, 5, 4]`;
     - `ocr` `[S, 20]` int64, rows of `words` `[W, 64]`, the features of all that was read; `ocr_looks` `[S, 20, 16]`,
       what the detector sees there, a colour; `ocr_boxes` `[S, 20, 4]`;
-    - `targets` `[S, 6]` int64: the answer's tokens and the end; words that were not read are left out;
+    - `targets` `[S, 5]` int64: the answer's tokens and the end; words that were not read are left out;
     - `reads[s]` and `answers[s]` are the OCR tokens as text and the right answer.
     """
 
