@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,19 +11,21 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters: the rate rises to `lr` over the first `warmup` of all steps, then falls."""
+
+    epochs: float
+    batch: int
+    lr: float
+    weight_decay: float
+    warmup: float
+
+
 def optimise(
-    model: nn.Module,
-    loss: Callable[[torch.Tensor], torch.Tensor],
-    lengths: torch.Tensor,
-    *,
-    epochs: float,
-    batch: int,
-    lr: float,
-    weight_decay: float,
-    warmup: float,
-    seed: int,
+    model: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], lengths: torch.Tensor, recipe: Recipe, seed: int
 ) -> None:
-    """AdamW on `loss(index)` of shuffled batches; the rate rises over the first `warmup` of all steps, then falls.
+    """AdamW on `loss(index)` of shuffled batches.
 
     `lengths` `[S]` are the samples' tokens: those of a batch are of like length.
 
@@ -32,15 +35,15 @@ def optimise(
     torch.manual_seed(seed)  # dropout
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
-    steps = max(1, int(epochs * len(lengths) / batch))
-    schedule = get_cosine_schedule_with_warmup(optimizer, int(warmup * steps), steps)
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+    steps = max(1, int(recipe.epochs * len(lengths) / recipe.batch))
+    schedule = get_cosine_schedule_with_warmup(optimizer, int(recipe.warmup * steps), steps)
     model.train()
     order: list[torch.Tensor] = []
     with tqdm(total=steps, desc="training", mininterval=5) as bar:
         for _ in range(steps):
-            order = order or _batches(lengths, batch, generator)
+            order = order or _batches(lengths, recipe.batch, generator)
             value = loss(order.pop())
             if not torch.isfinite(value):
                 raise ValueError(f"the loss is {value.item()}")

@@ -29,15 +29,6 @@ LABELS = [
 # fmt: on
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A second thread costs a tiny model more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def task():
     return data.load(SLICE)

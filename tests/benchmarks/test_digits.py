@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,18 +11,9 @@ import pyprune
 from benchmarks.tasks import run
 from benchmarks.tasks import task as tasks
 from benchmarks.tasks.digits import task as digits
-from benchmarks.tasks.digits.task import Digits, Recipe
+from benchmarks.tasks.digits.task import RECIPE, Digits
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A second thread costs a tiny model more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +32,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture
 def task(path):
-    return Digits(path, Recipe(epochs=1.0, batch=35), **SHAPE)
+    return Digits(path, replace(RECIPE, epochs=1.0, batch=35), **SHAPE)
 
 
 def test_every_class_stands_in_every_split(task):
@@ -99,7 +91,7 @@ def test_the_dense_model_is_trained_once_and_repeats(task, tmp_path, monkeypatch
 
 
 def test_other_settings_and_seeds_are_other_models(task, path):
-    others = [Digits(path, Recipe(epochs=2.0, batch=35), **SHAPE), Digits(path, task.recipe, hidden_size=64)]
+    others = [Digits(path, replace(RECIPE, epochs=2.0, batch=35), **SHAPE), Digits(path, task.recipe, hidden_size=64)]
     assert len({task._key(0), task._key(1), *(other._key(0) for other in others)}) == 4
 
 

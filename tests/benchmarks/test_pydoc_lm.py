@@ -1,6 +1,7 @@
 """The documents of CPython, their split and tokens, and a small language model that is trained and pruned."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import pyprune
 from benchmarks.tasks import run
 from benchmarks.tasks.pydoc_lm import text
-from benchmarks.tasks.pydoc_lm.task import BLOCK, END, PydocLM, Recipe
+from benchmarks.tasks.pydoc_lm.task import BLOCK, END, RECIPE, PydocLM
 from benchmarks.tasks.task import Dense
 
 SHAPE = {
@@ -20,15 +21,6 @@ SHAPE = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A second thread costs a tiny model more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     """The help topics alone: an empty library has no modules."""
@@ -37,7 +29,7 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(texts):
-    return PydocLM(texts[:40], Recipe(epochs=0.2, batch=8), vocabulary=400, **SHAPE)
+    return PydocLM(texts[:40], replace(RECIPE, epochs=0.2, batch=8), vocabulary=400, **SHAPE)
 
 
 def test_documents_are_topics_and_docstrings_of_modules(tmp_path, texts):

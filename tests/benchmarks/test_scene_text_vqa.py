@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import pyprune
 from benchmarks.tasks import run
 from benchmarks.tasks.scene_text_vqa import scenes
 from benchmarks.tasks.scene_text_vqa.features import BEGIN, END, PAD, STEPS, VOCABULARY, data, word_features
-from benchmarks.tasks.scene_text_vqa.task import Recipe, SceneTextVQA
+from benchmarks.tasks.scene_text_vqa.task import RECIPE, SceneTextVQA
 from benchmarks.tasks.task import Dense
 from pyprune.capture.masking import masked
 from pyprune.models.adapter import adapter_for
@@ -20,18 +21,9 @@ SPLITS = ("train", "dev", "test")
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A second thread costs a tiny model more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def task():
-    return SceneTextVQA(train=64, dev=16, test=16, recipe=Recipe(epochs=1.0, batch=32, lr=1e-3), **SHAPE)
+    return SceneTextVQA(train=64, dev=16, test=16, recipe=replace(RECIPE, epochs=1.0, batch=32, lr=1e-3), **SHAPE)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassification
 
 from benchmarks.tasks.task import DataError, TrainedTask
-from benchmarks.tasks.training import optimise
+from benchmarks.tasks.training import Recipe, optimise
 
 SIDE = 28
 CLASSES = 10
@@ -27,15 +27,7 @@ _FILE = Path("data", "data", "mnist_5k.csv.gz")
 _SHIFT = 2
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Hyper-parameters of the dense model's training."""
-
-    epochs: float = 25.0
-    batch: int = 64
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.1
+RECIPE = Recipe(epochs=25.0, batch=64, lr=1e-3, weight_decay=0.05, warmup=0.1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ class Digits(TrainedTask):
         turn = torch.arange(len(every.labels)) % 10
         taken = {"train": turn < 7, "dev": turn == 7, "test": turn > 7}
         self.data = {split: every.part(mask.nonzero().flatten()) for split, mask in taken.items()}
-        self.recipe, self.shape = recipe or Recipe(), shape
+        self.recipe, self.shape = recipe or RECIPE, shape
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -109,7 +101,7 @@ class Digits(TrainedTask):
             return F.cross_entropy(model(pixel_values=images).logits, own.labels[index])
 
         lengths = torch.ones(len(own.labels), dtype=torch.int64)
-        optimise(model, loss, lengths, seed=seed, **asdict(self.recipe))
+        optimise(model, loss, lengths, self.recipe, seed)
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str = "test") -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,22 +20,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.tasks.pydoc_lm.text import documents, split_of
 from benchmarks.tasks.task import TrainedTask
-from benchmarks.tasks.training import optimise
+from benchmarks.tasks.training import Recipe, optimise
 
 VOCABULARY = 2048
 BLOCK = 128
 END = "<|end|>"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Hyper-parameters of the dense model's training."""
-
-    epochs: float = 2.0
-    batch: int = 16
-    lr: float = 2e-3
-    weight_decay: float = 0.1
-    warmup: float = 0.05
+RECIPE = Recipe(epochs=2.0, batch=16, lr=2e-3, weight_decay=0.1, warmup=0.05)
 
 
 class PydocLM(TrainedTask):
@@ -51,7 +43,7 @@ class PydocLM(TrainedTask):
         vocabulary: int = VOCABULARY,
         **shape: int,
     ) -> None:
-        self.recipe, self.vocabulary, self.shape = recipe or Recipe(), vocabulary, shape
+        self.recipe, self.vocabulary, self.shape = recipe or RECIPE, vocabulary, shape
         self.texts: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
         for name, text in documents() if texts is None else texts:
             self.texts[split_of(name)].append(text)
@@ -100,7 +92,7 @@ class PydocLM(TrainedTask):
             return model(input_ids=blocks[index], labels=blocks[index]).loss
 
         lengths = torch.full((len(blocks),), BLOCK)
-        optimise(model, loss, lengths, seed=seed, **asdict(self.recipe))
+        optimise(model, loss, lengths, self.recipe, seed)
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str = "test") -> float:

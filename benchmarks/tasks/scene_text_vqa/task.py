@@ -27,18 +27,9 @@ from benchmarks.tasks.scene_text_vqa.features import (
 )
 from benchmarks.tasks.scene_text_vqa.model import SceneTextModel, config
 from benchmarks.tasks.task import TrainedTask
-from benchmarks.tasks.training import optimise
+from benchmarks.tasks.training import Recipe, optimise
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Hyper-parameters of the dense model's training."""
-
-    epochs: float = 3.0
-    batch: int = 32
-    lr: float = 5e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.05
+RECIPE = Recipe(epochs=3.0, batch=32, lr=5e-4, weight_decay=0.01, warmup=0.05)
 
 
 class SceneTextVQA(TrainedTask):
@@ -56,7 +47,7 @@ class SceneTextVQA(TrainedTask):
         **shape: int,
     ) -> None:
         self.counts = {"train": train, "dev": dev, "test": test}
-        self.recipe, self.shape = recipe or Recipe(), shape
+        self.recipe, self.shape = recipe or RECIPE, shape
         self._made: dict[str, Data] = {}
 
     @property
@@ -90,7 +81,7 @@ class SceneTextVQA(TrainedTask):
             logits = model(**split.batch(index), decoder_input_ids=said).logits
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
 
-        optimise(model, loss, split.lengths, seed=seed, **asdict(self.recipe))
+        optimise(model, loss, split.lengths, self.recipe, seed)
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str = "test", batch: int = 250) -> float:
