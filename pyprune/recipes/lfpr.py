@@ -27,9 +27,6 @@ from pyprune.recipes.oneshot import OneShot
 from pyprune.recipes.precision import checked_dtype, in_dtype
 from pyprune.recipes.registry import RECIPES
 
-Step = Literal["median", "own"]
-_STEPS = ("median", "own")
-
 
 @RECIPES.register("lfpr")
 @dataclass(frozen=True)
@@ -41,14 +38,14 @@ class LFPR(OneShot):
     - `squared`: gradients are squared for each `sample`, or their sum over `batch` samples is, as published.
     - `batch`: samples that share a step or a square, in the data's own order.
     - `dropout`: leave it on, with the same draws in every forward pass.
-    - `compat="published"` is `step="median"`, `squared="batch"` and `dropout=True`.
+    - `compat="published"` sets `step="median"`, `squared="batch"` and `dropout=True`.
 
     Models that classify have one step. Criterion and cotangent are the recipe's own.
     """
 
     tuning: str = "none"
     steps: int = 12
-    step: Step = "median"
+    step: Literal["median", "own"] = "median"
     squared: Literal["sample", "batch"] = "sample"
     batch: int = 8
     dropout: bool = False
@@ -60,9 +57,12 @@ class LFPR(OneShot):
         super().__post_init__()
         if (self.criterion, self.cotangent, self.draws, self.tokens) != ("fisher", "auto", None, "sum"):
             raise InputError('recipe="lfpr" has one score: choose another recipe for other criteria and cotangents')
-        if self.compat not in ("", "published"):
+        if self.compat == "published":
+            for name, value in (("step", "median"), ("squared", "batch"), ("dropout", True)):
+                object.__setattr__(self, name, value)
+        elif self.compat:
             raise InputError(f"compat={self.compat!r} must be 'published' or left out")
-        if self.step not in _STEPS or self.squared not in ("sample", "batch"):
+        if self.step not in ("median", "own") or self.squared not in ("sample", "batch"):
             raise InputError(f"step={self.step!r}, squared={self.squared!r}: choose median or own, sample or batch")
         if min(self.steps, self.batch) < 1:
             raise InputError(f"steps={self.steps}, batch={self.batch}: at least 1 each")
@@ -75,47 +75,47 @@ class LFPR(OneShot):
         anatomy.need_masks(f"recipe={self.name!r}")
         if not has_logits(model):
             raise InputError(f"recipe='lfpr' needs logits, and {type(model).__name__} has none: use recipe='kwon'")
-        published = self.compat == "published"
         scored = in_dtype(model, checked_dtype(self.score_dtype))
         meta = {"criterion": self.name, "seed": seed, "mean_length": float(samples.lengths.double().mean())}
         meta |= {"samples": len(samples), "compat": self.compat}
         before = samples
         if is_causal(model):
             with stages.stage("decode"):
-                before = self._until(model, samples, "median" if published else self.step)
-        batches = stages.progress(self._batches(model, before, published), "score")
-        cotangent, dropout = MaxLogit(is_causal(model)), published or self.dropout
-        found = collect(scored, anatomy, batches, cotangent, before.lengths, dropout=dropout)
+                before = self._until(model, samples)
+        batches = stages.progress(self._batches(model, before), "score")
+        found = collect(scored, anatomy, batches, MaxLogit(is_causal(model)), before.lengths, dropout=self.dropout)
         statistics = replace(found, lengths=samples.lengths)
-        if published or self.squared == "batch":
+        if self.squared == "batch":
             values = per_batch(statistics, self.batch, mean=False)
         else:
             values = per_sample(statistics)
         return Scores(values, meta, statistics)
 
-    def _batches(self, model: nn.Module, samples: Samples, published: bool) -> list[Batch]:
-        """As published, samples travel in the data's own order: which of them share dropout counts."""
-        if not (published or self.dropout):
+    def _batches(self, model: nn.Module, samples: Samples) -> list[Batch]:
+        """With dropout, samples travel in the data's own order: which of them share its draws counts."""
+        if not self.dropout:
             return samples.batches(**batching(model))
         order = range(len(samples))
         return [samples.collate(order[i : i + self.batch]) for i in range(0, len(samples), self.batch)]
 
-    def _until(self, model: Any, samples: Samples, step: str) -> Samples:
+    def _until(self, model: Any, samples: Samples) -> Samples:
         """`samples` with what the model has decoded before the step that is scored."""
         written = bool(getattr(model.config, "is_encoder_decoder", False))
         name = "decoder_input_ids" if written else "input_ids"
-        # What a decoder reads is decoded text itself, or an answer: raw inputs are meant.
-        raw = [
-            {k: v for k, v in row.items() if k != samples.decoded and not k.startswith("decoder_")}
-            for row in samples.inputs
+        # What a decoder reads is decoded text itself, or an answer: raw inputs are meant. Segments would end too early.
+        given = [
+            name
+            for name in samples.inputs[0]
+            if name not in (samples.decoded, "token_type_ids") and not name.startswith("decoder_")
         ]
+        raw = [{name: row[name] for name in given} for row in samples.inputs]
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if not written and positions and "input_ids" in raw[0]:  # a long prompt leaves room by losing its beginning
             room = max(1, positions - self.steps)
             raw = [{k: v[-room:] if v.dim() == 1 else v for k, v in row.items()} for row in raw]
         decoded = decode(model, replace(samples, inputs=raw, labels=None), self.steps)
         steps = [int(found.peaks.argmax()) for found in decoded]
-        if step == "median":
+        if self.step == "median":
             groups = [torch.tensor(steps[i : i + self.batch]).double() for i in range(0, len(steps), self.batch)]
             steps = [int(group.quantile(0.5)) for group in groups for _ in group]
         rows = [{**row, name: _before(found, at)} for row, found, at in zip(raw, decoded, steps, strict=True)]

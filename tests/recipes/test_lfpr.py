@@ -149,6 +149,13 @@ def test_whatever_writes_text_is_pruned(variant, head):
     assert result.scores.meta["criterion"] == "lfpr"
 
 
+def test_segments_of_a_prompt_are_left_out():
+    model = tiny_model("bert-decoder", "AutoModelForCausalLM")
+    rows = [{**row, "token_type_ids": torch.zeros_like(row["input_ids"])} for row in prompts()]
+    found, expected = (pyprune.score(model, data=data, recipe="lfpr").values for data in (rows, prompts()))
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
+
+
 def test_long_prompts_leave_room():
     model = tiny_model("gpt2", "AutoModelForCausalLM")
     rows = [{"input_ids": torch.randint(3, 99, (model.config.max_position_embeddings,))} for _ in range(2)]
