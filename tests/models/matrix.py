@@ -1,13 +1,16 @@
 """What the matrices of tests share: running a model, leaving its checkpoint, and reloading all of them at once."""
 
+import copy
 import json
 
+import pytest
 import torch
 from fresh import flat, fresh, reload
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyprune.capture.masking import masked
 from pyprune.models.inputs import example_inputs
+from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 
 ROUNDING = 1e-10  # float64
@@ -46,6 +49,33 @@ def flops(model, inputs):
     with FlopCounterMode(display=False) as counter:
         run(model.requires_grad_(False), inputs)
     return counter.get_total_flops()
+
+
+def check_slices(dense, adapter, axes, plans, folder):
+    """Masked = sliced for every kind of `plans`, and what the sliced model costs is what its plan says.
+
+    "keep-all" changes nothing. The sliced models are left in folders that begin with `folder`.
+    """
+    anatomy, inputs = adapter.anatomy(dense, axes), inputs_of(dense)
+    whole = run(dense, inputs)
+    for kind, plan in plans.items():
+        with masked(dense, anatomy, plan):
+            expected = run(dense, inputs)
+        model = slice_(copy.deepcopy(dense), adapter, plan)
+        found = run(model, inputs)
+        assert max_difference(expected, found) < ROUNDING, kind
+        after, counts = adapter.anatomy(model, axes), anatomy.counts(plan.kept)
+        assert {g.name: g.size for g in after.all_groups} == counts, kind
+        assert anatomy.params(counts) == after.params(), kind
+        assert anatomy.flops(12, counts) == pytest.approx(after.flops(12), rel=1e-12), kind
+        if kind == "keep-all":
+            assert max_difference(whole, found) == 0
+            assert model.config.to_dict() == dense.config.to_dict()
+            assert [type(m) for m in model.modules()] == [type(m) for m in dense.modules()]
+        else:
+            assert max_difference(whole, found) > 1e-6, kind
+        save(model, inputs, found, folder.with_name(f"{folder.name}-{kind.replace(' ', '-')}"))
+    assert max_difference(run(dense, inputs), whole) == 0
 
 
 def check_generation(dense, adapter, anatomy, plan, chunked=False):

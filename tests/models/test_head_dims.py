@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import transformers
-from matrix import ROUNDING, check_generation, check_reload, inputs_of, run, save
+from matrix import ROUNDING, check_generation, check_reload, check_slices, inputs_of, run
 from packaging.version import Version
 from transformers import AutoModel
 
@@ -60,27 +60,9 @@ def checkpoints(tmp_path_factory):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_masked_equals_sliced(variant, checkpoints):
     dense, adapter, anatomy = dense_and_anatomy(variant)
-    inputs = inputs_of(dense)
-    whole = run(dense, inputs)
-    for kind in (*axes_of(dense), "random", "emptied", "keep-all"):
-        plan = made(kind, anatomy)
-        with masked(dense, anatomy, plan):
-            expected = run(dense, inputs)
-        model = slice_(copy.deepcopy(dense), adapter, plan)
-        found = run(model, inputs)
-        assert max_difference(expected, found) < ROUNDING, kind
-        after = adapter.anatomy(model, axes_of(model))
-        assert {g.name: g.size for g in after.groups} == plan.counts, kind
-        assert anatomy.params(plan.counts) == after.params(), kind
-        assert anatomy.flops(12, plan.counts) == pytest.approx(after.flops(12), rel=1e-12), kind
-        if kind == "keep-all":
-            assert max_difference(whole, found) == 0
-            assert model.config.to_dict() == dense.config.to_dict()
-            assert [type(m) for m in model.modules()] == [type(m) for m in dense.modules()]
-        else:
-            assert max_difference(whole, found) > 1e-6, kind
-            save(model, inputs, found, checkpoints / f"{variant}-{kind}")
-    assert max_difference(run(dense, inputs), whole) == 0
+    axes = axes_of(dense)
+    plans = {kind: made(kind, anatomy) for kind in (*axes, "random", "emptied", "keep-all")}
+    check_slices(dense, adapter, axes, plans, checkpoints / variant)
 
 
 def test_another_process_reloads_all_of_them(checkpoints):

@@ -4,13 +4,11 @@ import copy
 
 import pytest
 import torch
-from matrix import ROUNDING, check_reload, flops, inputs_of, run, save, weights
+from matrix import check_reload, check_slices, flops, inputs_of, run, save, weights
 
-from pyprune.capture.masking import masked
 from pyprune.core.plan import Plan
 from pyprune.models.adapter import adapter_for
 from pyprune.models.inputs import example_inputs
-from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan, tiny_model
 from pyprune.testing.zoo import ZOO
@@ -42,22 +40,7 @@ def test_masked_equals_sliced(variant, checkpoints):
     dense = tiny_model(variant, ZOO[variant].heads[0], torch.float64)
     adapter = adapter_for(dense)
     anatomy = adapter.anatomy(dense)
-    inputs = inputs_of(dense)
-    whole = run(dense, inputs)
-    for kind in PLANS:
-        plan = made(kind, anatomy)
-        with masked(dense, anatomy, plan):
-            expected = run(dense, inputs)
-        model = slice_(copy.deepcopy(dense), adapter, plan)
-        found = run(model, inputs)
-        assert max_difference(expected, found) < ROUNDING, kind
-        assert {g.name: g.size for g in adapter.anatomy(model).groups} == plan.counts, kind
-        if kind == "keep-all":
-            assert max_difference(whole, found) == 0
-            assert model.config.to_dict() == dense.config.to_dict()
-        else:
-            assert max_difference(whole, found) > 1e-6, kind
-        save(model, inputs, found, checkpoints / f"{variant}-{kind}")
+    check_slices(dense, adapter, (), {kind: made(kind, anatomy) for kind in PLANS}, checkpoints / variant)
 
 
 @pytest.mark.parametrize(("variant", "head"), [case for case in HEADS if case[1] != ZOO[case[0]].heads[0]])

@@ -5,8 +5,7 @@ import pickle
 
 import pytest
 import torch
-from matrix import ROUNDING, check_generation, check_reload, inputs_of, run, save
-from torch.utils.flop_counter import FlopCounterMode
+from matrix import ROUNDING, check_generation, check_reload, check_slices, flops, inputs_of, run, save, weights
 
 import pyprune
 from pyprune.capture.masking import masked
@@ -71,36 +70,11 @@ def made(kind, anatomy):
     return plan_of(anatomy, PLANS.get(kind, []))
 
 
-def flops_of(model, inputs):
-    with FlopCounterMode(display=False) as counter:
-        run(model, inputs)
-    return counter.get_total_flops()
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_masked_equals_sliced(variant, checkpoints):
     dense, adapter, anatomy = dense_and_anatomy(variant)
-    inputs = inputs_of(dense)
-    whole = run(dense, inputs)
-    for kind in (*PLANS, "random", "keep-all"):
-        plan = made(kind, anatomy)
-        with masked(dense, anatomy, plan):
-            expected = run(dense, inputs)
-        model = slice_(copy.deepcopy(dense), adapter, plan)
-        found = run(model, inputs)
-        assert max_difference(expected, found) < ROUNDING, kind
-        after = adapter.anatomy(model, [QUERY_HEADS])
-        assert {g.name: g.size for g in after.all_groups} == anatomy.counts(plan.kept), kind
-        assert anatomy.params(anatomy.counts(plan.kept)) == after.params(), kind
-        assert plan.cost(anatomy, "flops") == pytest.approx(after.flops(plan.length), rel=1e-12), kind
-        if kind == "keep-all":
-            assert max_difference(whole, found) == 0
-            assert model.config.to_dict() == dense.config.to_dict()
-            assert [type(m) for m in model.modules()] == [type(m) for m in dense.modules()]
-        else:
-            assert max_difference(whole, found) > 1e-6, kind
-            save(model, inputs, found, checkpoints / f"{variant}-{kind.replace(' ', '-')}")
-    assert max_difference(run(dense, inputs), whole) == 0
+    plans = {kind: made(kind, anatomy) for kind in (*PLANS, "random", "keep-all")}
+    check_slices(dense, adapter, [QUERY_HEADS], plans, checkpoints / variant)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -110,11 +84,9 @@ def test_costs_are_what_is_counted(variant):
     plan = made("uneven", anatomy)
     inputs = {"input_ids": torch.randint(5, 50, (1, 10))}
     model = slice_(copy.deepcopy(dense), adapter, plan)
-    weights = [sum(p.numel() for p in m.parameters() if p.dim() > 1) for m in (dense, model)]
-    assert weights[0] - weights[1] == anatomy.params() - plan.cost(anatomy, "params")
+    assert weights(dense) - weights(model) == anatomy.params() - plan.cost(anatomy, "params")
     plan.length = 10.0
-    saved = flops_of(dense, inputs) - flops_of(model, inputs)
-    assert saved == anatomy.flops(10.0) - plan.cost(anatomy, "flops")
+    assert flops(dense, inputs) - flops(model, inputs) == anatomy.flops(10.0) - plan.cost(anatomy, "flops")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
