@@ -19,15 +19,19 @@ _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
-class WithoutKeys(TorchFunctionMode):
-    """While it lasts no query attends to the keys whose entry of `kept`, `[T]` bool, is False.
+class _Keys(TorchFunctionMode):
+    """While it lasts keys count otherwise: in torch's scaled dot-product attention, and where attention takes the
+    softmax of scores `[B, heads, Q, T]` itself."""
 
-    Sees torch's scaled dot-product attention, and attention that takes the softmax of scores `[B, heads, Q, T]` itself.
-    """
+    keys: int
 
-    def __init__(self, kept: torch.Tensor) -> None:
-        super().__init__()
-        self.kept = kept
+    def masked(self, mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+        """The mask of `query`'s attention in place of `mask`."""
+        raise NotImplementedError
+
+    def softmax(self, take: Callable[[torch.Tensor], torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
+        """What takes the place of `take(scores)`."""
+        raise NotImplementedError
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -35,48 +39,49 @@ class WithoutKeys(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention:
             given = dict(zip(_ATTENTION, args, strict=False)) | kwargs
-            kept = self.kept.to(given["query"].device).view(1, 1, 1, -1)
-            mask = given.get("attn_mask")
-            if mask is None:
-                given["attn_mask"] = kept
-            else:
-                given["attn_mask"] = mask & kept if mask.dtype == torch.bool else mask.masked_fill(~kept, -torch.inf)
-            return func(**given)
-        if func in _SOFTMAX and args and args[0].dim() == 4 and args[0].shape[-1] == len(self.kept):
-            # Of the scores that are left alone: some attentions round here to float32, and so round what a slice does.
-            kept = self.kept.nonzero()[:, 0].to(args[0].device)
-            share = func(args[0].index_select(-1, kept), *args[1:], **kwargs)
-            return share.new_zeros(args[0].shape).index_copy(-1, kept, share)
+            return func(**{**given, "attn_mask": self.masked(given.get("attn_mask"), given["query"])})
+        if func in _SOFTMAX and args and args[0].dim() == 4 and args[0].shape[-1] == self.keys:
+            return self.softmax(lambda scores: func(scores, *args[1:], **kwargs), args[0])
         return func(*args, **kwargs)
 
 
-class WeightedKeys(TorchFunctionMode):
+class WithoutKeys(_Keys):
+    """While it lasts no query attends to the keys whose entry of `kept`, `[T]` bool, is False."""
+
+    def __init__(self, kept: torch.Tensor) -> None:
+        super().__init__()
+        self.kept, self.keys = kept, len(kept)
+
+    def masked(self, mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+        kept = self.kept.to(query.device).view(1, 1, 1, -1)
+        if mask is None:
+            return kept
+        return mask & kept if mask.dtype == torch.bool else mask.masked_fill(~kept, -torch.inf)
+
+    def softmax(self, take: Callable[[torch.Tensor], torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
+        # Of the scores that are left alone: some attentions round here to float32, and so round what a slice does.
+        kept = self.kept.nonzero()[:, 0].to(scores.device)
+        share = take(scores.index_select(-1, kept))
+        return share.new_zeros(scores.shape).index_copy(-1, kept, share)
+
+
+class WeightedKeys(_Keys):
     """While it lasts every key counts by its weight: the logarithms `[B, 1, 1, T]` of weights are added to scores.
 
-    Sees what `WithoutKeys` sees, which is the same for weights of 1 and 0.
+    Weights of 1 and 0 are what `WithoutKeys` makes of keys that are kept and that are not.
     """
 
     def __init__(self, logarithms: torch.Tensor) -> None:
         super().__init__()
-        self.logarithms = logarithms
+        self.logarithms, self.keys = logarithms, logarithms.shape[-1]
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
-            given = dict(zip(_ATTENTION, args, strict=False)) | kwargs
-            mask = given.get("attn_mask")
-            if mask is None:
-                given["attn_mask"] = self.logarithms
-            elif mask.dtype == torch.bool:
-                given["attn_mask"] = self.logarithms.masked_fill(~mask, -torch.inf)
-            else:
-                given["attn_mask"] = mask + self.logarithms
-            return func(**given)
-        if func in _SOFTMAX and args and args[0].dim() == 4 and args[0].shape[-1] == self.logarithms.shape[-1]:
-            return func(args[0] + self.logarithms, *args[1:], **kwargs)
-        return func(*args, **kwargs)
+    def masked(self, mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+        if mask is None:
+            return self.logarithms
+        return self.logarithms.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask + self.logarithms
+
+    def softmax(self, take: Callable[[torch.Tensor], torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
+        return take(scores + self.logarithms)
 
 
 def mask_tokens(stack: ExitStack, model: nn.Module, anatomy: Anatomy, masks: Mapping[str, torch.Tensor]) -> None:
