@@ -17,8 +17,9 @@ from pyprune.capture.greedy import with_greedy_outputs
 from pyprune.capture.outputs import run
 from pyprune.core.batches import Samples
 from pyprune.core.errors import InputError, PyPruneError
+from pyprune.data.files import json_rows
 from pyprune.data.passages import python_reference, read_passages, split
-from pyprune.data.rows import Reader, gathered, image_files, json_rows, shuffled
+from pyprune.data.rows import Reader, gathered, image_files, shuffled
 from pyprune.data.tokenize import to_samples
 from pyprune.models.adapter import adapter_for
 from pyprune.models.inputs import config_with, example_inputs
@@ -97,7 +98,7 @@ def _rows(model: nn.Module, tokenizer: Any, data: Any, samples: int, seed: int) 
         if path.is_dir() and other:
             given = image_files(path)
         elif path.suffix == ".jsonl":
-            given, folder = json_rows(path), path.parent
+            given, folder = list(json_rows(path).values()), path.parent
         else:
             given = None if other else read_passages(path)
     elif data is None and not other:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyprune.core.errors import InputError
+from pyprune.data.files import json_rows, read_text
 
 T = TypeVar("T")
 
@@ -35,29 +35,19 @@ def read_passages(path: str | Path) -> list[str]:
         raise InputError(
             f"data: {path} is not a file; give a .txt file (passages split by blank lines) or a .jsonl file"
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"data: {path} is not UTF-8 text (byte {error.start})") from None
-    if "\x00" in text:
-        raise InputError(f"data: {path} is a binary file, not text")
     if path.suffix == ".jsonl":
-        passages = [_row_text(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        passages = [_row_text(path, number, row) for number, row in json_rows(path).items()]
     else:
-        passages = [" ".join(p.split()) for p in re.split(r"\n\s*\n", text)]
+        passages = [" ".join(p.split()) for p in re.split(r"\n\s*\n", read_text(path))]
     passages = _distinct([p for p in passages if p])
     if not passages:
         raise InputError(f"data: {path} holds no text")
     return passages
 
 
-def _row_text(path: Path, number: int, line: str) -> str:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"data: {path} line {number} is not JSON ({error})") from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        found = f"; it has {', '.join(row)}" if isinstance(row, dict) and row else ""
+def _row_text(path: Path, number: int, row: dict[str, Any]) -> str:
+    if not isinstance(row.get("text"), str):
+        found = f"; it has {', '.join(row)}" if row else ""
         raise InputError(f'data: {path} line {number} has no "text"{found}')
     return row["text"]
 

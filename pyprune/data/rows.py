@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -141,29 +140,6 @@ def image_files(folder: str | Path) -> list[dict[str, Any]]:
     if not paths:
         raise InputError(f"data: {folder} holds no images ({', '.join(IMAGE_FILES)})")
     return [{"image": path} for path in paths]
-
-
-def json_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a `.jsonl` file; InputError where a line is no row."""
-    path = Path(path)
-    if path.suffix != ".jsonl" or not path.is_file():
-        raise InputError(f"data: {path} is neither a folder of images nor a .jsonl file")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"data: {path} is not UTF-8 text (byte {error.start})") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"data: {path} line {number} is not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"data: {path} line {number} is not an object")
-        rows.append(row)
-    return rows
 
 
 def shuffled(rows: list[Any], seed: int) -> list[Any]:

@@ -45,7 +45,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name):
         ("x.txt", b"abc\xff", r"not UTF-8 text \(byte 3\)"),
         ("x.txt", b"abc\x00def", "binary file"),
         ("x.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
-        ("x.jsonl", b'{"text": "a"}\n\n["a"]', 'line 3 has no "text"'),
+        ("x.jsonl", b'{"text": "a"}\n\n["a"]', "line 3 is not an object"),
         ("x.jsonl", b'{"texts": "a"}', 'line 1 has no "text"'),
         ("x.jsonl", b'{"text": 3}', 'line 1 has no "text"'),
     ],

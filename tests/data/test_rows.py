@@ -11,7 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pyprune.core.errors import InputError
-from pyprune.data.rows import Reader, gathered, image_files, json_rows
+from pyprune.data.files import json_rows
+from pyprune.data.rows import Reader, gathered, image_files
 from pyprune.testing.pictures import write_pictures
 
 BOTH = frozenset({"input_ids", "pixel_values", "attention_mask"})
@@ -64,7 +65,7 @@ def test_rows_of_a_file_name_images_from_where_it_is(tmp_path, tokenizer):
     path = tmp_path / "rows.jsonl"
     lines = [{"image": str(p.relative_to(tmp_path)), "question": "a b", "label": 1} for p in paths]
     path.write_text("\n".join(json.dumps(line) for line in lines))
-    samples = reader(tokenizer=tokenizer).samples(json_rows(path), folder=tmp_path)
+    samples = reader(tokenizer=tokenizer).samples(json_rows(path).values(), folder=tmp_path)
     assert shapes(samples) == [{"pixel_values": (3, 1, 1), "input_ids": (4,)}] * 2
     assert gathered(samples).labels[0].item() == 1
 
@@ -203,7 +204,7 @@ def test_files_that_hold_no_rows(tmp_path, text, message):
     path = tmp_path / "x.jsonl"
     path.write_text(text)
     if message is None:
-        assert json_rows(path) == []
+        assert json_rows(path) == {}
         return
     with pytest.raises(InputError, match=message):
         json_rows(path)
