@@ -53,8 +53,8 @@ Written by `make models-table`, which prunes a tiny random model of every row al
 - **torch.export**: the same by `pyprune export --torch-export`, loaded again by torch.
 
 A dash says no, and its note why. Axes are explained in [concepts](concepts.md#anatomy-blocks-units); `query_heads`,
-`qk_dims`, `vo_dims`, `layers`, `hidden`, `tokens` and `vocab` are pruned only if they are named. Some options of a family
-change a verdict: then it names the tiny models of `pyprune/testing/zoo` that fail.
+`qk_dims`, `vo_dims`, `layers`, `hidden`, `tokens` and `vocab` are pruned only if they are named. Some options of a
+family change a verdict: then it names the tiny models of `pyprune/testing/zoo` that fail.
 
 Your own model may have other options: `pyprune verify MODEL` proves the first two for it, and is the first thing to
 run. [Another family](howto/add-a-model.md) is a table of some twenty lines.
