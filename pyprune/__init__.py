@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 # Where the public names live: they are imported when they are first used, since their modules take seconds to import.
 _HOMES = {
-    "pyprune.api": ("Result", "apply", "discover", "export", "plan", "prune", "retrain", "save", "score", "tune"),
+    "pyprune.api": ("Result", "apply", "discover", "export", "plan", "prune", "save", "score", "tune"),
     "pyprune.capture.cotangent": ("UserLoss",),
     "pyprune.core.budget": ("Budget",),
     "pyprune.core.errors": (
@@ -27,6 +27,7 @@ _HOMES = {
     "pyprune.data.vocabulary": ("cut_tokenizer",),
     "pyprune.models.loading": ("load",),
     "pyprune.recipes": ("Flap", "Kwon", "LFPR", "LLMPruner", "Surgeon"),
+    "pyprune.retraining": ("retrain",),
     "pyprune.verification": ("verify_checkpoint", "verify_model"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

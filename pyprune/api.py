@@ -41,7 +41,6 @@ from pyprune.models.native import is_native, make_native_, native_groups, native
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
 from pyprune.recipes import RECIPES, Recipe
 from pyprune.recovery.blockwise import Outcome
-from pyprune.recovery.distill import Distillation, distill
 from pyprune.scoring import check_tuning, check_units_tuned, coverage, scored, scores_blocks, tokens_alone
 from pyprune.search import check_vocabulary, search_jointly, search_vocabulary
 from pyprune.search.separable import check_feasible
@@ -275,31 +274,6 @@ def tune(
     adapter = adapter_for(teacher)
     outcomes = chosen.tune(student, teacher, adapter, plan, scores, calibration, Stages(quiet))
     return student, outcomes
-
-
-def retrain(
-    model: nn.Module,
-    teacher: nn.Module,
-    data: Any = None,
-    *,
-    epochs: float = 1.0,
-    learning_rate: float = 5e-5,
-    batch_size: int = 32,
-    tokenizer: Any = None,
-    samples: int = 512,
-    seed: int = 0,
-    inplace: bool = False,
-    quiet: bool = True,
-) -> tuple[nn.Module, Distillation]:
-    """Train the pruned `model` to put out what the dense `teacher` does; no labels are needed.
-
-    Works on a copy unless `inplace`. Returns the model and the distillation's steps and final loss. Worth its time only
-    with far more data than `tune` needs.
-    """
-    student = model if inplace else copy.deepcopy(model)
-    calibration, _ = calibration_data(teacher, tokenizer, data, samples, seed)
-    done = distill(student, teacher, calibration, epochs, learning_rate, batch_size, seed, quiet)
-    return student, done
 
 
 def save(

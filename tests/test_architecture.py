@@ -20,7 +20,7 @@ FLOORS = {
     "capture": 3,
     **dict.fromkeys(("importance", "search", "slicing", "recovery", "layers", "data"), 4),
     **dict.fromkeys(("models", "recipes"), 5),
-    **dict.fromkeys(("api", "calibration", "formats", "scoring", "verification", ""), 6),
+    **dict.fromkeys(("api", "calibration", "formats", "retraining", "scoring", "verification", ""), 6),
     **dict.fromkeys(("bench", "report"), 7),
     "cli": 8,
 }
@@ -33,6 +33,8 @@ BESIDE = {
     ("api", "formats"),
     ("formats", "verification"),
     ("report", "bench"),
+    ("retraining", "api"),
+    ("retraining", "calibration"),
 }
 BESIDE |= {("", "api"), ("", "verification")}
 # The command line speaks through floors 6 and 7. What goes past them today; the list may only become shorter.
@@ -51,7 +53,7 @@ THIRD_PARTY = {
     "ops": {"torch", "numpy", "triton"},
 }
 FAMILIES = re.compile(r"bert|llama|mistral|qwen|gpt|opt_|gemma|phi3|mixtral", re.IGNORECASE)
-TRAINING = {"Trainer", "TrainerCallback", "TrainingArguments", "PrinterCallback"}
+TRAINING = {"Trainer", "TrainerCallback", "TrainingArguments", "PrinterCallback", "logging"}
 
 
 class Import(NamedTuple):

@@ -5,7 +5,9 @@
     python -m benchmarks.tasks.run --task digits --dense              # train, or load, the dense model; no row
 
 The dense model stays; `--seed` draws the calibration samples and whatever the recipe draws. Labels are read with
-`--set cotangent=labels` alone. `--recover EPOCHS` retrains the pruned model on the dense one's outputs (no labels).
+`--set cotangent=labels` alone. `--recover` retrains the pruned model on the dense one's answers (no labels):
+
+    python -m benchmarks.tasks.run --task digits --recipe lfpr --budget params=0.4 --recover method=rest targets=soft
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ def measure(
     *,
     settings: str = "",
     samples: int = SAMPLES,
-    recover: float = 0.0,
+    recover: dict[str, Any] | None = None,
+    recovery_samples: int = RECOVERY_SAMPLES,
     seed: int = 0,
     dense_seed: int = 0,
     device: str = "cpu",
@@ -73,11 +76,12 @@ def measure(
     common = {"tokenizer": task.tokenizer, "samples": samples, "seed": seed}
     made = pyprune.prune(model, {resource: budget}, data, recipe=recipe, length=task.length, **common)
     pruned, recovered, recovery = task.evaluate(made.pruned), None, "none"
-    if recover:
-        rows = task.recovery(RECOVERY_SAMPLES, seed)
-        recovery = words({"distill": "logits", "epochs": recover, "rows": len(rows)})
+    if recover is not None:
+        rows = task.recovery(recovery_samples, seed)
+        recovery = words({"method": "rest", **recover, "rows": len(rows)})
+        options = {"tokenizer": task.tokenizer, "samples": len(rows), "seed": seed, "inplace": True, **recover}
         with made.stages.stage("recover"):
-            pyprune.retrain(made.pruned, model, rows, epochs=recover, inplace=True, **common)
+            pyprune.retrain(made.pruned, model, rows, scores=made.scores, **options)
         recovered = task.evaluate(made.pruned)
     anatomy, plan = made.anatomy, made.plan
     whole = {"flops": anatomy.flops(plan.length), "params": anatomy.params()}
@@ -159,7 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the recipe")
     parser.add_argument("--budget", default="0.5", help="share that stays: 0.5, flops=0.5 or params=0.5")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples")
-    parser.add_argument("--recover", type=float, default=0.0, metavar="EPOCHS", help="of label-free retraining")
+    parser.add_argument("--recover", nargs="*", metavar="NAME=VALUE", help="retrain, with settings of pyprune.retrain")
+    parser.add_argument("--recovery-samples", type=int, default=RECOVERY_SAMPLES, help="unlabelled samples for that")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dense-seed", type=int, default=0, help="of the dense model's training")
     parser.add_argument("--dense", action="store_true", help="only train, or load, the dense model and show its report")
@@ -182,7 +187,9 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"kept in {task.keep(args.dense_seed)}")
             return 0
         settings = " ".join(sorted(args.set))
-        options = {"samples": args.samples, "recover": args.recover, "seed": args.seed, "device": args.device}
+        options = {"samples": args.samples, "seed": args.seed, "device": args.device}
+        if args.recover is not None:
+            options |= {"recover": parsed_settings(args.recover), "recovery_samples": args.recovery_samples}
         row = measure(task, dense, recipe, resource, budget, settings=settings, dense_seed=args.dense_seed, **options)
         results.append(row, args.results)
     except (DataError, pyprune.PyPruneError, ValueError) as error:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
+from pyprune import ops
 from pyprune.capture.token_masks import forward_replaced, mask_tokens
 from pyprune.core.anatomy import Anatomy, Block, HiddenGroup, VocabularyGroup
 from pyprune.core.errors import InputError
@@ -131,14 +133,36 @@ def _mask_layer(stack: ExitStack, layer: nn.Module, mask: torch.Tensor) -> None:
     stack.callback(layer.register_forward_hook(hand_on, with_kwargs=True).remove)
 
 
+class _Scaled(torch.autograd.Function):
+    """`x` `[..., size * width]` times the unit's mask, whose gradient is a sum over tokens that writes no product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
+        ctx.save_for_backward(x, mask)
+        ctx.width = width
+        return x * mask.repeat_interleave(width).to(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, mask = ctx.saved_tensors
+        dx = dy * mask.repeat_interleave(ctx.width).to(dy) if ctx.needs_input_grad[0] else None
+        rows = (x.shape[0], x.shape[1:-1].numel(), x.shape[-1])
+        dmask = ops.prod_reduce(x.reshape(rows), dy.to(x.dtype).reshape(rows), group=ctx.width)
+        return dx, dmask.sum(0).to(mask), None
+
+
 def _mask_input(stack: ExitStack, model: nn.Module, block: Block, mask: torch.Tensor) -> None:
-    channels = mask.repeat_interleave(block.units.width)
-    if block.site == "convolution":
-        channels = channels[:, None, None]
+    width = block.units.width
 
     def multiply(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x, *rest = args
-        return (x * channels.to(device=x.device, dtype=x.dtype), *rest)
+        factors = mask.to(x.device)
+        if block.site == "convolution":
+            return (x * factors.repeat_interleave(width)[:, None, None].to(x), *rest)
+        if mask.requires_grad and torch.is_grad_enabled():
+            return (_Scaled.apply(x, factors, width), *rest)
+        return (x * factors.repeat_interleave(width).to(x), *rest)
 
     stack.callback(model.get_submodule(block.projection).register_forward_pre_hook(multiply).remove)
 

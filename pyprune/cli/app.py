@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from pyprune.cli import bench, export, info, plan, prune, score, verify
+from pyprune.cli import bench, export, info, plan, prune, retrain, score, verify
 from pyprune.core.errors import PyPruneError
 
 _INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
@@ -21,7 +21,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (prune.prune, score.score, plan.plan, verify.verify, export.export, bench.bench, info.info):
+for _verb in (
+    prune.prune,
+    retrain.retrain,
+    score.score,
+    plan.plan,
+    verify.verify,
+    export.export,
+    bench.bench,
+    info.info,
+):
     app.command()(_verb)
 
 

@@ -100,7 +100,7 @@ class LFPR(OneShot):
 
     def _until(self, model: Any, samples: Samples) -> Samples:
         """`samples` with what the model has decoded before the step that is scored."""
-        written = bool(getattr(model.config, "is_encoder_decoder", False))
+        written = "decoder_input_ids" in samples.inputs[0]
         name = "decoder_input_ids" if written else "input_ids"
         # What a decoder reads is decoded text itself, or an answer: raw inputs are meant. Segments would end too early.
         given = [

@@ -196,11 +196,13 @@ def test_masked_sliced_and_reloaded_are_one(task, model, tmp_path):
             torch.testing.assert_close(dense(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("recipe", "recover"), [(pyprune.Surgeon(), 1.0), (pyprune.Kwon(cotangent="labels"), 0.0)])
-def test_the_runner_prunes_it(task, model, recipe, recover, monkeypatch):
-    monkeypatch.setattr(run, "RECOVERY_SAMPLES", 8)
+@pytest.mark.parametrize(
+    ("recipe", "recover"),
+    [(pyprune.LFPR(), {"share": 1.0, "layers": 1}), (pyprune.Kwon(cotangent="labels"), None)],
+)
+def test_the_runner_prunes_it(task, model, recipe, recover):
     dense = Dense(copy.deepcopy(model), {"key": "tiny", "test": 0.5})
-    row = run.measure(task, dense, recipe, "flops", 0.5, samples=12, recover=recover, repeats=1)
+    row = run.measure(task, dense, recipe, "flops", 0.5, samples=12, recover=recover, recovery_samples=8, repeats=1)
     assert 0.4 < row.achieved <= 0.5
     assert 0 <= row.pruned <= 1
-    assert (row.recovered is None) == (not recover)
+    assert (row.recovered is None) == (recover is None)
