@@ -15,6 +15,7 @@ from benchmarks.tasks.scene_text_vqa.features import BEGIN, END, PAD, STEPS, VOC
 from benchmarks.tasks.scene_text_vqa.task import RECIPE, SceneTextVQA
 from benchmarks.tasks.task import Dense
 from pyprune.capture.masking import masked
+from pyprune.core.plan import Plan
 from pyprune.models.adapter import adapter_for
 
 SPLITS = ("train", "dev", "test")
@@ -169,6 +170,30 @@ def test_answers_end_within_twelve_steps(task, model):
     assert (answers[:, 0] == BEGIN).all()
     after_end = (answers == END).cumsum(1).roll(1, 1)[:, 1:] > 0
     assert (answers[:, 1:][after_end] == PAD).all()
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+@torch.no_grad()
+def test_cached_steps_are_those_of_the_whole_sequence(task, model, emptied):
+    model = copy.deepcopy(model)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.copy_(0.3 * torch.randn(parameter.shape))
+    model.answer.bias -= 5  # words that it reads, several of them
+    if emptied:  # a layer without heads has nothing to cache
+        plan = Plan.keep_all(adapter_for(model).anatomy(model))
+        plan.kept["layers.0.heads"] = torch.tensor([], dtype=torch.int64)
+        model = pyprune.apply(model, plan)
+    inputs = task.example(8)
+    del inputs["decoder_input_ids"]
+    written = model.generate(**inputs, return_dict_in_generate=True)
+    said = written.sequences[:, :-1]
+    logits = model(**inputs, decoder_input_ids=said).logits
+    open_ = (said == END).cumsum(1) == 0
+    torch.testing.assert_close(torch.stack(written.logits, 1)[open_], logits[open_], rtol=1e-4, atol=1e-4)
+    assert torch.equal(written.sequences[:, 1:][open_], logits.argmax(-1)[open_])
+    assert len(written.logits) > 2
+    assert len({tuple(row) for row in written.sequences.tolist()}) > 1
 
 
 def test_calibration_has_no_labels_and_is_drawn_by_seed(task):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertConfig, GenerationMixin
+from transformers import BertConfig, DynamicCache, GenerationMixin
 from transformers.models.bert.modeling_bert import BertEncoder, BertPreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -107,27 +107,51 @@ class SceneTextModel(BertPreTrainedModel, GenerationMixin):
         boxes `[B, O or N, 4]` in [0, 1], all 0 for padding. `decoder_input_ids` `[B, S]` is the answer so far, behind
         a begin token; it is padded on the right, which no step before sees, so its mask is of no account.
         """
+        there = self._there(input_ids, object_boxes, ocr_boxes, attention_mask)
+        prefix, read = self._prefix(input_ids, objects, object_boxes, ocr, ocr_boxes)
+        hidden = torch.cat([prefix, self._steps(decoder_input_ids, read)], 1)
+        mask = self._mask(there, decoder_input_ids.shape[1], hidden)
+        hidden = self.encoder(hidden, attention_mask=mask).last_hidden_state
+        seen, steps = hidden[:, prefix.shape[1] - ocr.shape[1] : prefix.shape[1]], hidden[:, prefix.shape[1] :]
+        return Answer(logits=self._logits(steps, self.pointed(seen), there[:, -ocr.shape[1] :]))
+
+    def _there(
+        self,
+        input_ids: torch.Tensor,
+        object_boxes: torch.Tensor,
+        ocr_boxes: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`[B, P]` bool: what of the prefix is no padding."""
+        asked = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        return torch.cat([asked, object_boxes[..., 2] > 0, ocr_boxes[..., 2] > 0], 1)
+
+    def _prefix(
+        self,
+        input_ids: torch.Tensor,
+        objects: torch.Tensor,
+        object_boxes: torch.Tensor,
+        ocr: torch.Tensor,
+        ocr_boxes: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings `[B, P, d]` of question, objects and OCR tokens, and those `[B, N, d]` that answers point at."""
         places = torch.arange(ocr.shape[1], device=ocr.device)
         read = self.ocr(ocr, ocr_boxes) + self.tokens(self.config.words + places)
-        parts = [
-            self.tokens(input_ids) + self._positions(input_ids.shape[1]),
-            self.objects(objects, object_boxes),
-            read,
-            self._said(decoder_input_ids, read) + self._positions(decoder_input_ids.shape[1]),
-        ]
-        hidden = self.norm(torch.cat([part + self.types.weight[n] for n, part in enumerate(parts)], 1))
-        asked = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
-        there = [asked, object_boxes[..., 2] > 0, ocr_boxes[..., 2] > 0]
-        hidden = self.encoder(
-            hidden, attention_mask=self._mask(torch.cat(there, 1), decoder_input_ids.shape[1], hidden)
-        )
-        hidden = hidden.last_hidden_state
-        steps = hidden[:, -decoder_input_ids.shape[1] :]
-        seen = hidden[:, -decoder_input_ids.shape[1] - ocr.shape[1] : -decoder_input_ids.shape[1]]
-        pointed = self.pointer(steps) @ self.pointed(seen).transpose(1, 2) / hidden.shape[-1] ** 0.5
-        pointed = pointed.masked_fill(~there[2][:, None], _ABSENT)
-        missing = self.config.vocab_size - self.config.words - ocr.shape[1]
-        return Answer(logits=torch.cat([self.answer(steps), F.pad(pointed, (0, missing), value=_ABSENT)], -1))
+        asked = self.tokens(input_ids) + self._positions(input_ids.shape[1])
+        parts = [asked, self.objects(objects, object_boxes), read]
+        return self.norm(torch.cat([part + self.types.weight[n] for n, part in enumerate(parts)], 1)), read
+
+    def _steps(self, tokens: torch.Tensor, read: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Embeddings `[B, S, d]` of the answer's tokens, the first of which stands at the place `first`."""
+        places = self._positions(first + tokens.shape[1])[first:]
+        return self.norm(self._said(tokens, read) + places + self.types.weight[3])
+
+    def _logits(self, steps: torch.Tensor, pointed: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """`[B, S, vocabulary]` of the states of steps and of the projected ones of OCR tokens; `there` `[B, N]`."""
+        scores = self.pointer(steps) @ pointed.transpose(1, 2) / steps.shape[-1] ** 0.5
+        scores = scores.masked_fill(~there[:, None], _ABSENT)
+        missing = self.config.vocab_size - self.config.words - pointed.shape[1]
+        return torch.cat([self.answer(steps), F.pad(scores, (0, missing), value=_ABSENT)], -1)
 
     def _positions(self, count: int) -> torch.Tensor:
         return self.positions.weight[:count]
@@ -153,26 +177,30 @@ class SceneTextModel(BertPreTrainedModel, GenerationMixin):
     def generate(self, input_ids: torch.Tensor, max_new_tokens: int | None = None, **inputs: Any) -> Any:
         """Greedy answers `[B, 1 + S]` behind the begin token, padded behind the end token; at most 12 steps.
 
-        With `return_dict_in_generate` as `sequences`, beside the `logits` of every step. As M4C does, each step runs
-        the whole sequence anew.
+        With `return_dict_in_generate` as `sequences`, beside the `logits` of every step. The prefix never sees the
+        answer, so it runs once, with the first step; each other step is a row of its own beside cached keys and values.
         """
-        names = ("objects", "object_boxes", "ocr", "ocr_boxes", "attention_mask")
-        given = {name: inputs[name] for name in names if name in inputs}
+        there = self._there(input_ids, inputs["object_boxes"], inputs["ocr_boxes"], inputs.get("attention_mask"))
+        names = ("objects", "object_boxes", "ocr", "ocr_boxes")
+        prefix, read = self._prefix(input_ids, *(inputs[name] for name in names))
         limit = min(max_new_tokens or self.config.answer_steps, self.config.answer_steps)
         tokens = torch.full((len(input_ids), 1 + limit), self.config.pad_token_id, device=input_ids.device)
         tokens[:, 0] = self.config.bos_token_id
-        open_ = torch.arange(len(input_ids), device=input_ids.device)  # answers that have not ended
-        steps: list[torch.Tensor] = []
-        for step in range(1, 1 + limit):
-            now = {name: tensor[open_] for name, tensor in given.items()}
-            logits = self(input_ids[open_], decoder_input_ids=tokens[open_, :step], **now).logits
-            chosen = logits[:, -1].argmax(-1)
-            steps.append(logits.new_zeros(len(tokens), logits.shape[-1]).index_copy(0, open_, logits[:, -1]))
-            tokens[open_, step] = chosen
-            open_ = open_[chosen != self.config.eos_token_id]
-            if not len(open_):
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        cache, logits = DynamicCache(), []
+        for step in range(limit):
+            rows = self._steps(tokens[:, step : step + 1], read, step)
+            rows = torch.cat([prefix, rows], 1) if step == 0 else rows
+            mask = self._mask(there, step + 1, rows)[:, :, -rows.shape[1] :]
+            hidden = self.encoder(rows, attention_mask=mask, past_key_values=cache).last_hidden_state
+            if step == 0:
+                pointed = self.pointed(hidden[:, prefix.shape[1] - read.shape[1] : prefix.shape[1]])
+            logits.append(self._logits(hidden[:, -1:], pointed, there[:, -read.shape[1] :])[:, 0])
+            tokens[:, step + 1] = logits[-1].argmax(-1).masked_fill(ended, self.config.pad_token_id)
+            ended |= tokens[:, step + 1] == self.config.eos_token_id
+            if ended.all():
                 break
-        tokens = tokens[:, : len(steps) + 1]
+        tokens = tokens[:, : len(logits) + 1]
         if inputs.get("return_dict_in_generate"):
-            return ModelOutput(sequences=tokens, logits=tuple(steps))
+            return ModelOutput(sequences=tokens, logits=tuple(logits))
         return tokens
