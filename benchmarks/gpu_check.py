@@ -11,7 +11,7 @@ Sections, each in processes of its own:
 - `bench`     every op against its peers, as `pyprune bench` does
 - `sanitizer` compute-sanitizer over every kernel: memcheck, racecheck, initcheck
 - `main`      `pyprune prune` and `verify` in fp32, bf16 and fp16, on DIR or on a random model of BERT-base's shape
-- `score`     benchmarks/e2e/score_cost.py
+- `costs`     scoring passes and retraining steps against published and plain ones (benchmarks/e2e)
 
 Rows go to benchmarks/results/<device>.csv, and a copy of that file to $OUT if it is set. The exit code is 0 when
 nothing failed, 1 when something did, 2 when nothing could be tried. `--dry` goes the same way on a CPU, with tiny
@@ -41,7 +41,7 @@ SECTIONS = (
     Section("bench", "benchmarks.gpu.bench", 180),
     Section("sanitizer", "benchmarks.gpu.sanitizer", 110),
     Section("main", "benchmarks.gpu.main_job", 150),
-    Section("score", "benchmarks.gpu.score", 90),
+    Section("costs", "benchmarks.gpu.costs", 150),
 )
 LIMIT_S = 525
 

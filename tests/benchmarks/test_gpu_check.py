@@ -60,7 +60,7 @@ def test_rows_are_written_and_copied(dry):
     _, results, out = dry
     (table,) = results.glob("*.csv")
     rows = read(table)
-    assert {row["benchmark"] for row in rows} == {*ops.OPS, "main_job", "score_cost"}
+    assert {row["benchmark"] for row in rows} == {*ops.OPS, "main_job", "score_cost", "rest_cost", "lfpr_cost"}
     job = {(row["case"], row["provider"], row["metric"]) for row in rows if row["benchmark"] == "main_job"}
     for label in ("fp32", "bf16"):
         assert (f"random-bert-tiny {label} 32x32", "pruned", "times as fast as dense") in job

@@ -29,7 +29,7 @@ from benchmarks.tasks.scene_text_vqa.model import SceneTextModel, config
 from benchmarks.tasks.task import TrainedTask
 from benchmarks.tasks.training import Recipe, optimise
 
-RECIPE = Recipe(epochs=3.0, batch=32, lr=5e-4, weight_decay=0.01, warmup=0.05)
+RECIPE = Recipe(epochs=3.0, batch=32, lr=7e-4, weight_decay=0.01, warmup=0.05)
 
 
 class SceneTextVQA(TrainedTask):
