@@ -78,7 +78,7 @@ def measure(
     pruned, recovered, recovery = task.evaluate(made.pruned), None, "none"
     if recover is not None:
         rows = task.recovery(recovery_samples, seed)
-        recovery = words({"method": "rest", **recover, "rows": len(rows)})
+        recovery = recovery_words(recover, len(rows))
         options = {"tokenizer": task.tokenizer, "samples": len(rows), "seed": seed, "inplace": True, **recover}
         with made.stages.stage("recover"):
             pyprune.retrain(made.pruned, model, rows, scores=made.scores, **options)
@@ -118,6 +118,11 @@ def measure(
         seconds=words({stage.name: stage.seconds for stage in made.stages.log}),
         peak_mib=words({stage.name: stage.cuda_mib or stage.host_mib for stage in made.stages.log}),
     )
+
+
+def recovery_words(recover: dict[str, Any] | None, rows: int) -> str:
+    """How a row names its recovery: the settings of retraining and the samples of it."""
+    return "none" if recover is None else words({"method": "rest", **recover, "rows": rows})
 
 
 @torch.inference_mode()

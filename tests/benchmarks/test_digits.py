@@ -16,23 +16,9 @@ from benchmarks.tasks.digits.task import RECIPE, Digits
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    """A file of the package's form: ten bars a class, whose place is the class."""
-    lines = []
-    for label in range(digits.CLASSES):
-        for level in range(10):
-            image = torch.zeros(digits.SIDE, digits.SIDE, dtype=torch.int64)
-            image[2 * label + 4 : 2 * label + 6] = 255 - level
-            lines.append(",".join(map(str, [*image.flatten().tolist(), label])))
-    file = tmp_path_factory.mktemp("digits") / "digits.csv.gz"
-    file.write_bytes(gzip.compress("\n".join(lines).encode()))
-    return file
-
-
 @pytest.fixture
-def task(path):
-    return Digits(path, replace(RECIPE, epochs=1.0, batch=35), **SHAPE)
+def task(digits_file):
+    return Digits(digits_file, replace(RECIPE, epochs=1.0, batch=35), **SHAPE)
 
 
 def test_every_class_stands_in_every_split(task):
@@ -90,8 +76,11 @@ def test_the_dense_model_is_trained_once_and_repeats(task, tmp_path, monkeypatch
         torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-4)
 
 
-def test_other_settings_and_seeds_are_other_models(task, path):
-    others = [Digits(path, replace(RECIPE, epochs=2.0, batch=35), **SHAPE), Digits(path, task.recipe, hidden_size=64)]
+def test_other_settings_and_seeds_are_other_models(task, digits_file):
+    others = [
+        Digits(digits_file, replace(RECIPE, epochs=2.0, batch=35), **SHAPE),
+        Digits(digits_file, task.recipe, hidden_size=64),
+    ]
     assert len({task._key(0), task._key(1), *(other._key(0) for other in others)}) == 4
 
 

@@ -1,0 +1,117 @@
+"""The table of every task: recipes and ways to recover at several budgets, row by row; what is there is left out.
+
+    python -m benchmarks.tasks.table                         # all tasks, in about three hours on two cores
+    python -m benchmarks.tasks.table --task digits pydoc_lm
+
+Budgets are shares of the prunable parameters. Half of them is measured with three seeds, the others with one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import pyprune
+from benchmarks.tasks import results
+from benchmarks.tasks.results import TaskRow
+from benchmarks.tasks.run import RECOVERY_SAMPLES, SAMPLES, measure, recipe_of, recovery_words
+from benchmarks.tasks.task import DataError, Task, find, task_names
+from pyprune.bench.results import device_name
+
+BUDGETS = {0.8: 1, 0.6: 1, 0.5: 3, 0.4: 1}  # share of the parameters: seeds
+RESOURCE = "params"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe with its settings, and those of retraining behind it, None for none."""
+
+    recipe: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    recover: dict[str, Any] | None = None
+
+    @property
+    def words(self) -> str:
+        return " ".join(sorted(f"{name}={value}" for name, value in self.settings.items()))
+
+
+VARIANTS = (
+    Variant("kwon", {"criterion": "random", "tuning": "none"}),
+    Variant("kwon", {"criterion": "magnitude", "tuning": "none"}),
+    Variant("flap", {"criterion": "wanda_sp", "tuning": "none"}),
+    Variant("flap"),
+    Variant("kwon", {"cotangent": "labels", "tuning": "none", "rearrange": False}),
+    Variant("kwon", {"cotangent": "labels", "tuning": "none"}),
+    Variant("kwon", {"cotangent": "labels", "tuning": "mask"}),
+    Variant("lfpr"),
+    Variant("lfpr", {"compat": "published"}),
+    Variant("surgeon"),
+    Variant("lfpr", {}, {}),
+    Variant("lfpr", {}, {"targets": "soft"}),
+    Variant("lfpr", {}, {"features": 1.0}),
+    Variant("lfpr", {}, {"method": "lora"}),
+    Variant("lfpr", {}, {"method": "full"}),
+    Variant("surgeon", {}, {"targets": "soft"}),
+)
+
+
+def wanted() -> Iterator[tuple[Variant, float, int]]:
+    """`(variant, budget, seed)` of every row of a task: first one seed of all, then the others."""
+    for seed in range(max(BUDGETS.values())):
+        for budget, seeds in BUDGETS.items():
+            if seed < seeds:
+                yield from ((variant, budget, seed) for variant in VARIANTS)
+
+
+def known(rows: list[TaskRow], task: str, model: str, device: str) -> set[tuple[object, ...]]:
+    """What of a task is measured: as `identity` says it."""
+    own = (row for row in rows if (row.task, row.model, row.device) == (task, model, device_name(device)))
+    return {(row.recipe, row.settings, row.recovery, row.budget, row.seed) for row in own if row.resource == RESOURCE}
+
+
+def identity(task: Task, variant: Variant, budget: float, seed: int) -> tuple[object, ...]:
+    count = min(RECOVERY_SAMPLES, len(task.rows(labels=False)))
+    return variant.recipe, variant.words, recovery_words(variant.recover, count), budget, seed
+
+
+def fill(task: Task, path: Path, device: str, **sizes: Any) -> int:
+    """Measure and write what is missing of one task; how many rows that was."""
+    dense = task.dense(0)
+    found = known(results.read(path), task.name, dense.report["key"], device)
+    missing = [one for one in wanted() if identity(task, *one) not in found]
+    for variant, budget, seed in tqdm(missing, desc=task.name, disable=not missing):
+        recipe = recipe_of(variant.recipe, dict(variant.settings))
+        options = {"settings": variant.words, "recover": variant.recover, "seed": seed, "device": device, **sizes}
+        results.append(measure(task, dense, recipe, RESOURCE, budget, **options), path)
+    return len(missing)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", nargs="+", default=task_names(), choices=task_names(), help="default: all")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=results.FILE)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    failed = 0
+    for name in args.task:
+        try:
+            made = fill(find(name), args.results, args.device, samples=args.samples)
+            print(f"{name}: {made} rows")
+        except (DataError, pyprune.PyPruneError, ValueError) as error:
+            failed = 2
+            print(f"error: {name}: {error}", file=sys.stderr)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

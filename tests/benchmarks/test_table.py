@@ -1,0 +1,58 @@
+"""The table of a task: every row once, those that are there left alone, an interruption goes on where it was."""
+
+import pytest
+
+from benchmarks.tasks import results, run, table
+from benchmarks.tasks.digits.task import Digits
+from benchmarks.tasks.task import Dense
+from pyprune.recovery.retraining import Retraining
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.fixture
+def task(digits_file, monkeypatch):
+    made = Digits(digits_file, hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=64)
+    made.dense = lambda seed=0: Dense(made.fresh(0).eval(), {"key": "tiny", "test": 0.5})
+    monkeypatch.setattr(table, "BUDGETS", {0.6: 1, 0.5: 2})
+    monkeypatch.setattr(
+        table,
+        "VARIANTS",
+        (
+            table.Variant("kwon", {"criterion": "random", "tuning": "none"}),
+            table.Variant("lfpr", {}, {"layers": 1, "share": 1.0}),
+        ),
+    )
+    return made
+
+
+def test_rows_once_and_on_from_where_it_stopped(task, tmp_path, monkeypatch):
+    path, calls = tmp_path / "tasks.csv", []
+    measure = run.measure
+
+    def counted(*args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise Broken
+        return measure(*args, **options)
+
+    monkeypatch.setattr(table, "measure", counted)
+    sizes = {"samples": 8, "repeats": 1}
+    with pytest.raises(Broken):
+        table.fill(task, path, "cpu", **sizes)
+    assert len(results.read(path)) == 2
+    assert table.fill(task, path, "cpu", **sizes) == 4
+    rows = results.read(path)
+    assert len(rows) == 6
+    assert sorted({(row.budget, row.seed) for row in rows}) == [(0.5, 0), (0.5, 1), (0.6, 0)]
+    assert table.fill(task, path, "cpu", **sizes) == 0
+
+
+@pytest.mark.parametrize("variant", table.VARIANTS, ids=lambda v: f"{v.recipe} {v.words} {v.recover}")
+def test_every_variant_is_one_that_there_is(variant):
+    recipe = run.recipe_of(variant.recipe, dict(variant.settings))
+    assert recipe.name == variant.recipe
+    if variant.recover is not None:
+        Retraining(**variant.recover)
