@@ -12,9 +12,11 @@ import itertools
 import json
 import pkgutil
 import re
+import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ARCHITECTURES = (80, 90, 100)
@@ -77,37 +79,69 @@ def narrow_products(ttir: str) -> int:
     return sum(not {a, b} & constants for a, b in products)
 
 
-def inspect(cubin: bytes) -> dict:
-    """Registers, stack, local-memory accesses (spills) and instruction names, from Triton's own cuobjdump."""
+def machine_code(cubin: bytes) -> bytes:
+    """Of the one kernel in an ELF file: its section `.text.<name>`."""
+    table, entry, count, names = *struct.unpack_from("<Q", cubin, 40), *struct.unpack_from("<3H", cubin, 58)
+    sections = [struct.unpack_from("<I20xQQ", cubin, table + i * entry) for i in range(count)]
+    (found,) = (
+        cubin[at : at + size] for name, at, size in sections if cubin.startswith(b".text.", sections[names][1] + name)
+    )
+    return found
+
+
+def tool(name: str, *arguments: str) -> str:
+    """What one of the programs that Triton brings prints."""
     import triton.backends.nvidia
 
-    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    path = Path(triton.backends.nvidia.__file__).parent / "bin" / name
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def instructions(cubins: list[bytes], capability: int) -> list[list[str]]:
+    """Names of the instructions of each, which all are disassembled as one: nvdisasm takes half a second to start."""
+    codes = [machine_code(cubin) for cubin in cubins]
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(codes))
+        file.flush()
+        sass = tool("nvdisasm", "--binary", f"SM{capability}{'a' if capability >= 90 else ''}", file.name)
+    rows = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
+    size, stops = 16, list(itertools.accumulate(map(len, codes)))
+    # Every one of them is there, so that none can be without a name.
+    assert [int(address, 16) for address, _ in rows] == list(range(0, stops[-1], size))
+    names = [name for _, name in rows]
+    return [names[(stop - len(code)) // size : stop // size] for code, stop in zip(codes, stops, strict=True)]
+
+
+def resources(cubin: bytes) -> dict:
+    """Registers and bytes of stack of a thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage, sass = (
-            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-    instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
-    return {
-        "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
-        "stack": int(re.search(r"STACK:(\d+)", usage).group(1)),
-        "spills": sum(i.startswith(("LDL", "STL")) for i in instructions),
-        "instructions": sorted(set(instructions)),
-    }
+        usage = tool("cuobjdump", "-res-usage", file.name)
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return {"registers": int(registers), "stack": int(stack)}
+
+
+def rows(jobs: list[tuple[dict, int]]) -> Iterator[dict]:
+    """What is in the code of each: spills are accesses of local memory."""
+    compiled = [(spec["name"], capability, compile_spec(spec, capability)) for spec, capability in jobs]
+    for capability in ARCHITECTURES:
+        own = [(name, kernel) for name, found, kernel in compiled if found == capability]
+        codes = instructions([kernel.asm["cubin"] for _, kernel in own], capability) if own else []
+        for (name, kernel), code in zip(own, codes, strict=True):
+            yield {
+                "name": name,
+                "sm": capability,
+                "shared": kernel.metadata.shared,
+                "narrow_products": narrow_products(kernel.asm["ttir"]),
+                **resources(kernel.asm["cubin"]),
+                "spills": sum(i.startswith(("LDL", "STL")) for i in code),
+                "instructions": sorted(set(code)),
+            }
 
 
 if __name__ == "__main__":
     exhaustive = "--exhaustive" in sys.argv
     shard, shards = (int(argument) for argument in sys.argv[1 + exhaustive :] or (0, 1))
-    for spec, capability in jobs(exhaustive)[shard::shards]:
-        compiled = compile_spec(spec, capability)
-        row = {
-            "name": spec["name"],
-            "sm": capability,
-            "shared": compiled.metadata.shared,
-            "narrow_products": narrow_products(compiled.asm["ttir"]),
-            **inspect(compiled.asm["cubin"]),
-        }
+    for row in rows(jobs(exhaustive)[shard::shards]):
         print(json.dumps(row), flush=True)
