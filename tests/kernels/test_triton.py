@@ -17,6 +17,9 @@ from pyprune import ops
 pytest.importorskip("triton", reason="triton is not installed")
 
 HERE = Path(__file__).parent
+TURNS = pytest.mark.parametrize(
+    "exhaustive", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["taking turns", "exhaustive"]
+)
 
 
 def release(package):
@@ -31,8 +34,10 @@ def clean(**environment):
     release("triton") < (3, 7) and release("numpy") >= (2, 4),
     reason="Triton 3.6's interpreter fails on any run-time range() with NumPy 2.4",
 )
-def test_interpreted():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted.py")]
+@TURNS
+def test_interpreted(exhaustive):
+    marked = ["-m", "exhaustive"] if exhaustive else []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *marked, str(HERE / "interpreted.py")]
     done = subprocess.run(command, env=clean(TRITON_INTERPRET="1"), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -52,9 +57,7 @@ def compiled(folder, exhaustive):
     return [json.loads(line) for output in outputs for line in output.splitlines()]
 
 
-@pytest.mark.parametrize(
-    "exhaustive", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["taking turns", "exhaustive"]
-)
+@TURNS
 def test_machine_code(exhaustive, tmp_path):
     known = {spec["name"]: spec for spec in aot.specs()}
     codes = compiled(tmp_path, exhaustive)

@@ -47,10 +47,10 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
 
 
 def batches(device: str) -> list[list[tuple]]:
-    x = normal(device, 4, 530, 90)
-    offsets = torch.arange(5, device=device) * 530
-    alone = [(x[b : b + 1], None, None) for b in range(4)]
+    x = normal(device, 3, 530, 90)
+    offsets = torch.arange(4, device=device) * 530
+    alone = [(x[b : b + 1], None, None) for b in range(3)]
     ragged = (x.flatten(0, 1), offsets, None)
-    padded = torch.cat([x, torch.full((4, 70, 90), torch.nan, device=device)], 1)
-    real = (torch.arange(600, device=device) < 530).expand(4, 600)
-    return [[(x, None, None)], alone, [ragged], [(padded, None, real)], [(x[:3], None, None), (x[3:], None, None)]]
+    padded = torch.cat([x, torch.full((3, 70, 90), torch.nan, device=device)], 1)
+    real = (torch.arange(600, device=device) < 530).expand(3, 600)
+    return [[(x, None, None)], alone, [ragged], [(padded, None, real)], [(x[:2], None, None), (x[2:], None, None)]]

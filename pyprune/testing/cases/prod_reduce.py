@@ -26,7 +26,7 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
     for (shape, group, mod_group), dtype in itertools.product(shapes, DTYPES):
         yield f"{shape} group {group} mod {mod_group} {dtype}", (*pair(*shape, dtype=dtype), None, group, mod_group)
 
-    for dtype, (group, wide) in itertools.product(DTYPES, ((1, torch.int32), (8, torch.int64))):
+    for (group, wide), dtype in itertools.product(((1, torch.int32), (8, torch.int64)), DTYPES):
         x, y = pair(1700, 40, dtype=dtype)
         for t in (x, y):
             t[:3] = t[1690:] = torch.nan
@@ -69,11 +69,11 @@ def cases(device: str, tiny: bool) -> Iterator[Case]:
 
 def batches(device: str) -> list[list[tuple]]:
     """Rows of the results in the order of probes, then samples."""
-    x, y = normal(device, 3, 530, 90), normal(device, 5, 3, 530, 90, seed=1)
-    offsets = torch.arange(4, device=device) * 530
+    x, y = normal(device, 2, 530, 90), normal(device, 3, 2, 530, 90, seed=1)
+    offsets = torch.arange(3, device=device) * 530
     together = [(x, y, None, 3, 0)]
-    alone = [(x[b : b + 1], probe[b : b + 1], None, 3, 0) for probe in y for b in range(3)]
+    alone = [(x[b : b + 1], probe[b : b + 1], None, 3, 0) for probe in y for b in range(2)]
     ragged = [(x.flatten(0, 1), y.flatten(1, 2), offsets, 3, 0)]
     one_by_one = [(x, probe, None, 3, 0) for probe in y]
-    parted = [(x, y[:2], None, 3, 0), (x, y[2:], None, 3, 0)]
+    parted = [(x, y[:1], None, 3, 0), (x, y[1:], None, 3, 0)]
     return [together, alone, ragged, one_by_one, parted]
