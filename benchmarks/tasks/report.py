@@ -33,8 +33,10 @@ def section(rows: Sequence[TaskRow], plots: Path) -> list[str]:
                 *_table(own),
                 "",
             ]
+            if not (reached := [row for row in own if not row.failure]):
+                continue
             plot = plots / re.sub(r"[^\w.]+", "_", f"{task} {model} {device} torch {torch}.png")
-            _plot(own, plot)
+            _plot(reached, plot)
             lines += [f"![{own[0].metric} against FLOPs](plots/{plot.name})", ""]
     return lines
 
@@ -49,21 +51,28 @@ def _table(rows: Sequence[TaskRow]) -> list[str]:
     for (recipe, settings, resource, budget, recovery), own in sorted(
         groups.items(), key=lambda item: (item[0][2], -item[0][3], *item[0][:2], item[0][4])
     ):
-        body.append(
-            [
-                f"{recipe} {settings}".strip(),
-                recovery,
-                f"{budget:.0%} {resource}",
-                f"{fmean(row.achieved for row in own):.1%}",
-                _shown(own, "pruned"),
-                "" if own[0].recovered is None else _shown(own, "recovered"),
-                f"{fmean(row.params for row in own) / 1e6:.2f}",
-                f"{fmean(row.dense_ms / row.pruned_ms for row in own):.2f}",
-                f"{fmean(_total(row.seconds) for row in own):.0f}",
-                str(len(own)),
-            ]
-        )
+        run, failures = [row for row in own if not row.failure], [row.failure for row in own if row.failure]
+        cells = [
+            f"{recipe} {settings}".strip(),
+            recovery,
+            f"{budget:.0%} {resource}",
+            *(_figures(run) if run else [""] * 6),
+        ]
+        seeds = f"{len(failures)} of {len(own)} failed: {failures[0]}" if failures else str(len(own))
+        body.append([*cells, seeds.replace("|", "\\|")])
     return table(head, body)
+
+
+def _figures(rows: Sequence[TaskRow]) -> list[str]:
+    """What the runs of one setting reached, means over seeds."""
+    return [
+        f"{fmean(row.achieved for row in rows):.1%}",
+        _shown(rows, "pruned"),
+        "" if rows[0].recovered is None else _shown(rows, "recovered"),
+        f"{fmean(row.params for row in rows) / 1e6:.2f}",
+        f"{fmean(row.dense_ms / row.pruned_ms for row in rows):.2f}",
+        f"{fmean(_total(row.seconds) for row in rows):.0f}",
+    ]
 
 
 def _plot(rows: Sequence[TaskRow], path: Path) -> None:

@@ -23,7 +23,8 @@ class TaskRow:
     the dense model trained from `dense_seed`, `recipe` with `settings`, the share `budget` of `resource` asked for,
     calibration `samples`, the `recovery`, `seed`. What came out: the share `achieved`; the `metric` of the `dense`, the
     `pruned` and the `recovered` model; parameters of the whole models, FLOPs of their prunable blocks; milliseconds of
-    one forward pass over `batch` samples, timed in turns. `seconds` and `peak_mib` hold `stage=value` words.
+    one forward pass over `batch` samples, timed in turns. `seconds` and `peak_mib` hold `stage=value` words. A run of
+    another package that came to nothing has none of these figures, but the reason, `failure`.
     """
 
     date: str
@@ -42,20 +43,21 @@ class TaskRow:
     samples: int
     recovery: str
     seed: int
-    achieved: float
     metric: str
     dense: float
-    pruned: float
-    recovered: float | None
     dense_params: int
-    params: int
-    dense_flops: float
-    flops: float
     batch: int
-    dense_ms: float
-    pruned_ms: float
-    seconds: str
-    peak_mib: str
+    achieved: float | None = None
+    pruned: float | None = None
+    recovered: float | None = None
+    params: int | None = None
+    dense_flops: float | None = None
+    flops: float | None = None
+    dense_ms: float | None = None
+    pruned_ms: float | None = None
+    seconds: str = ""
+    peak_mib: str = ""
+    failure: str = ""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -89,6 +91,11 @@ def read(path: Path) -> list[TaskRow]:
         lines, columns = list(reader), reader.fieldnames
     if columns != [field.name for field in fields(TaskRow)]:
         raise ValueError(f"{path}: no table of tasks: its columns are {', '.join(columns or ())[:80]}")
-    kinds = {"int": int, "float": float, "str": str, "float | None": lambda text: float(text) if text else None}
-    rows = [TaskRow(**{f.name: kinds[str(f.type)](line[f.name]) for f in fields(TaskRow)}) for line in lines]
+    rows = [TaskRow(**{f.name: _value(str(f.type), line[f.name]) for f in fields(TaskRow)}) for line in lines]
     return list({row.key: row for row in rows}.values())
+
+
+def _value(kind: str, text: str) -> object:
+    if kind.endswith(" | None") and not text:
+        return None
+    return {"int": int, "float": float, "str": str}[kind.removesuffix(" | None")](text)

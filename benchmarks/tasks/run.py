@@ -8,6 +8,9 @@ The dense model stays; `--seed` draws the calibration samples and whatever the r
 `--set cotangent=labels` alone. `--recover` retrains the pruned model on the dense one's answers (no labels):
 
     python -m benchmarks.tasks.run --task digits --recipe lfpr --budget params=0.4 --recover method=rest targets=soft
+
+`--recipe torch-pruning` prunes with the package of that name (`benchmarks/tasks/peers.py`); where that fails, the row
+says how.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import argparse
 import ast
 import platform
 import sys
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +30,7 @@ from torch import nn
 
 import pyprune
 from benchmarks.tasks import results
+from benchmarks.tasks.peers import Made, PeerFailure, TorchPruning
 from benchmarks.tasks.results import TaskRow, words
 from benchmarks.tasks.task import DataError, Dense, Task, TrainedTask, find, task_names
 from pyprune.bench.results import commit_name, device_name
@@ -38,9 +43,10 @@ _SOURCES = ("csrc", "triton_kernels", "pyprune", "benchmarks/tasks")
 
 
 def recipes() -> dict[str, Any]:
-    """The public recipes by name."""
+    """The public recipes, and the other packages, by name."""
     public = [getattr(pyprune, name) for name in pyprune.__all__]
-    return {kind.name: kind for kind in public if isinstance(kind, type) and {"name", "tune"} <= set(dir(kind))}
+    own = {kind.name: kind for kind in public if isinstance(kind, type) and {"name", "tune"} <= set(dir(kind))}
+    return own | {TorchPruning.name: TorchPruning}
 
 
 def recipe_of(name: str, settings: dict[str, Any]) -> Any:
@@ -69,24 +75,14 @@ def measure(
     device: str = "cpu",
     repeats: int = 15,
 ) -> TaskRow:
-    """Prune a copy of the dense model to the share `budget` of `resource`; one row. Raises PyPruneError."""
+    """Prune a copy of the dense model to the share `budget` of `resource`; one row. Raises PyPruneError.
+
+    What another package does not manage is a row without figures.
+    """
     model = dense.model.to(device)
     labels = getattr(recipe, "cotangent", None) == "labels"
     data = task.calibration(samples, seed, labels)
-    common = {"tokenizer": task.tokenizer, "samples": samples, "seed": seed}
-    made = pyprune.prune(model, {resource: budget}, data, recipe=recipe, length=task.length, **common)
-    pruned, recovered, recovery = task.evaluate(made.pruned), None, "none"
-    if recover is not None:
-        rows = task.recovery(recovery_samples, seed)
-        recovery = recovery_words(recover, len(rows))
-        options = {"tokenizer": task.tokenizer, "samples": len(rows), "seed": seed, "inplace": True, **recover}
-        with made.stages.stage("recover"):
-            pyprune.retrain(made.pruned, model, rows, scores=made.scores, **options)
-        recovered = task.evaluate(made.pruned)
-    anatomy, plan = made.anatomy, made.plan
-    whole = {"flops": anatomy.flops(plan.length), "params": anatomy.params()}
-    dense_ms, pruned_ms = _latency(task, model, made.pruned, device, repeats)
-    return TaskRow(
+    row = TaskRow(
         date=date.today().isoformat(),
         commit=commit_name(_SOURCES),
         device=device_name(device),
@@ -101,18 +97,34 @@ def measure(
         resource=resource,
         budget=budget,
         samples=len(data),
-        recovery=recovery,
+        recovery="none",
         seed=seed,
-        achieved=plan.cost(anatomy, resource) / whole[resource],
         metric=task.metric,
         dense=dense.report["test"],
+        dense_params=sum(p.numel() for p in model.parameters()),
+        batch=BATCH,
+    )
+    try:
+        made = _pruned(task, model, data, recipe, resource, budget, seed)
+    except PeerFailure as failure:
+        return replace(row, failure=str(failure))
+    pruned, recovered = task.evaluate(made.model), None
+    if recover is not None:
+        rows = task.recovery(recovery_samples, seed)
+        row = replace(row, recovery=recovery_words(recover, len(rows)))
+        options = {"tokenizer": task.tokenizer, "samples": len(rows), "seed": seed, "inplace": True, **recover}
+        with made.stages.stage("recover"):
+            pyprune.retrain(made.model, model, rows, scores=made.scores, **options)
+        recovered = task.evaluate(made.model)
+    dense_ms, pruned_ms = _latency(task, model, made.model, device, repeats)
+    return replace(
+        row,
+        achieved=made.achieved,
         pruned=pruned,
         recovered=recovered,
-        dense_params=sum(p.numel() for p in model.parameters()),
-        params=sum(p.numel() for p in made.pruned.parameters()),
-        dense_flops=float(whole["flops"]),
-        flops=float(plan.cost(anatomy, "flops")),
-        batch=BATCH,
+        params=sum(p.numel() for p in made.model.parameters()),
+        dense_flops=made.dense_flops,
+        flops=made.flops,
         dense_ms=dense_ms,
         pruned_ms=pruned_ms,
         seconds=words({stage.name: stage.seconds for stage in made.stages.log}),
@@ -123,6 +135,26 @@ def measure(
 def recovery_words(recover: dict[str, Any] | None, rows: int) -> str:
     """How a row names its recovery: the settings of retraining and the samples of it."""
     return "none" if recover is None else words({"method": "rest", **recover, "rows": rows})
+
+
+def _pruned(
+    task: Task, model: nn.Module, data: list[Any], recipe: Any, resource: str, budget: float, seed: int
+) -> Made:
+    """A pruned copy of `model`. Raises PyPruneError, or PeerFailure of another package."""
+    if isinstance(recipe, TorchPruning):
+        return recipe.prune(task, model, data, resource, budget, seed)
+    common = {"tokenizer": task.tokenizer, "samples": len(data), "seed": seed}
+    made = pyprune.prune(model, {resource: budget}, data, recipe=recipe, length=task.length, **common)
+    anatomy, plan = made.anatomy, made.plan
+    whole = {"flops": anatomy.flops(plan.length), "params": anatomy.params()}
+    return Made(
+        model=made.pruned,
+        achieved=plan.cost(anatomy, resource) / whole[resource],
+        dense_flops=float(whole["flops"]),
+        flops=float(plan.cost(anatomy, "flops")),
+        stages=made.stages,
+        scores=made.scores,
+    )
 
 
 @torch.inference_mode()
@@ -182,6 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = recipe_of(args.recipe, parsed_settings(args.set))
         resource, budget = parsed_budget(args.budget)
+        if args.recover is not None and isinstance(recipe, TorchPruning):
+            raise pyprune.InputError(f"--recover: retrains what pyprune pruned, not the models of {recipe.name}")
         task = find(args.task)
         if args.keep and not isinstance(task, TrainedTask):
             raise DataError(f"--keep: the dense model of {args.task} is too large for the repository")
@@ -200,6 +234,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (DataError, pyprune.PyPruneError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if row.failure:
+        print(f"{row.task}, {row.recipe} {row.settings}: failed: {row.failure}")
+        return 0
     print(f"{row.task}, {row.recipe} {row.settings}: {row.achieved:.1%} of {row.resource} (asked {row.budget:.0%})")
     after = "" if row.recovered is None else f", recovered {row.recovered:.4g}"
     print(f"{row.metric}: dense {row.dense:.4g}, pruned {row.pruned:.4g}{after}")
