@@ -3,11 +3,10 @@
 import copy
 import json
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 import pyprune
 from benchmarks.tasks import run
@@ -21,30 +20,8 @@ SHAPE = {"width": 32, "heads": 4, "neurons": 64, "image_layers": 2, "text_layers
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder of the package's form: 40 images for training and 8 for tests, three questions about each."""
-    root = tmp_path_factory.mktemp("easy_vqa")
-    looks = list(product(easy_vqa.COLOURS, easy_vqa.SHAPES))
-    for part, count in (("train", 40), ("test", 8)):
-        questions = []
-        (root / part / "images").mkdir(parents=True)
-        for number in range(count):
-            colour, shape = looks[number % len(looks)]
-            image = Image.new("RGB", (64, 64), "white")
-            ImageDraw.Draw(image).rectangle((10, 20, 30, 30 + number % 5), fill=colour)
-            image.save(root / part / "images" / f"{number}.png")
-            questions += [
-                [f"what color is the {shape}?", colour, number],
-                ["what shape does the image contain?", shape, number],
-                ["is there not a teal shape in the image?", "no" if colour == "teal" else "yes", number],
-            ]
-        (root / part / "questions.json").write_text(json.dumps(questions))
-    return root
-
-
-@pytest.fixture(scope="module")
-def task(folder):
-    return EasyVQA(folder, replace(RECIPE, epochs=1.0, batch=8), **SHAPE)
+def task(easy_vqa_folder):
+    return EasyVQA(easy_vqa_folder, replace(RECIPE, epochs=1.0, batch=8), **SHAPE)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +33,12 @@ def words(ids):
     return " ".join(VOCABULARY[token] for token in ids.tolist()).rstrip(" ?")
 
 
-def test_splits_share_no_image_and_keep_what_was_asked(task, folder):
+def test_splits_share_no_image_and_keep_what_was_asked(task, easy_vqa_folder):
     numbers = {split: own.numbers.tolist() for split, own in task.data.items()}
     assert sorted(numbers["train"] + numbers["dev"]) == list(range(40))
     assert numbers["dev"]
     assert numbers["test"] == list(range(8))
-    given = json.loads((folder / "test" / "questions.json").read_text())
+    given = json.loads((easy_vqa_folder / "test" / "questions.json").read_text())
     own = task.data["test"]
     found = [
         [f"{words(question)}?", VOCABULARY[answer], int(own.numbers[image])]
@@ -71,11 +48,11 @@ def test_splits_share_no_image_and_keep_what_was_asked(task, folder):
     assert own.counts.tolist() == [3] * 8
 
 
-def test_images_are_what_the_files_show(task, folder):
+def test_images_are_what_the_files_show(task, easy_vqa_folder):
     own = task.data["dev"]
     assert own.images.shape[1:] == (3, 64, 64)
     for number, image in zip(own.numbers.tolist(), own.images, strict=True):
-        with Image.open(folder / "train" / "images" / f"{number}.png") as file:
+        with Image.open(easy_vqa_folder / "train" / "images" / f"{number}.png") as file:
             for x, y in ((0, 0), (15, 25)):
                 assert [round(127.5 * (value + 1)) for value in image[:, y, x].tolist()] == list(file.getpixel((x, y)))
 
@@ -95,7 +72,7 @@ def test_the_package_has_them():
     assert 0.09 < counts["dev"] / 38_575 < 0.11
 
 
-def test_missing_and_broken_files_are_named(folder, tmp_path, monkeypatch):
+def test_missing_and_broken_files_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(easy_vqa.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install --no-deps easy-vqa"):
         EasyVQA()
@@ -147,9 +124,9 @@ def test_images_that_are_encoded_once_give_what_the_forward_gives(task, model):
         torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_exact_match_is_that_of_generated_answers(task, folder):
+def test_exact_match_is_that_of_generated_answers(task, easy_vqa_folder):
     trained = task.fresh(0)
-    optimised = EasyVQA(folder, replace(RECIPE, epochs=6.0, batch=8), **SHAPE)
+    optimised = EasyVQA(easy_vqa_folder, replace(RECIPE, epochs=6.0, batch=8), **SHAPE)
     optimised.train(trained, 0)
     own, right = task.data["test"], 0
     for s, answer in enumerate(own.answers.tolist()):
@@ -174,8 +151,8 @@ def test_training_repeats_itself_and_lowers_the_loss(task):
     assert loss(trained[0]) < 0.9 * before
 
 
-def test_other_data_settings_and_seeds_are_other_models(task, folder, tmp_path):
-    other = EasyVQA(folder, task.recipe, **{**SHAPE, "width": 64})
+def test_other_data_settings_and_seeds_are_other_models(task, easy_vqa_folder):
+    other = EasyVQA(easy_vqa_folder, task.recipe, **{**SHAPE, "width": 64})
     assert len({task._key(0), task._key(1), other._key(0)}) == 3
 
 
