@@ -89,7 +89,7 @@ def restless(*args):
 
 
 def batch_dependent(*args):
-    return reference(*args) * (1 + 1e-7 * (args[0].shape[0] == 3))
+    return reference(*args) * (1 + 1e-7 * (args[0].shape[0] == 2))
 
 
 def without_gradient_formula(*args):
