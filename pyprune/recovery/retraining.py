@@ -26,7 +26,7 @@ from pyprune.recovery.unit_masks import unit_masks
 
 Method = Literal["rest", "full", "lora"]
 Targets = Literal["hard", "soft"]
-# What is held out to see whether masks alone suffice: a tenth of the samples, between these.
+# What is held out to see whether masks alone suffice: a tenth of the samples between these, of few samples half.
 _HELD_OUT = (16, 512)
 
 
@@ -72,7 +72,7 @@ class Retraining:
                 raise InputError(f"{name}={getattr(self, name)} must be in (0, 1]")
         if self.features < 0 or (self.layers or 0) < 0:
             raise InputError(f"features={self.features}, layers={self.layers}: must not be negative")
-        if self.method != "rest" and not self.layers is self.break_point is None:
+        if self.method != "rest" and (self.layers, self.break_point) != (None, None):
             raise InputError(f"method={self.method!r} has no schedule: leave out layers and break_point")
 
 
@@ -103,7 +103,7 @@ def retrain(
     anatomy_of: Callable[[nn.Module], Anatomy],
     samples: Samples,
     settings: Retraining,
-    pruned_to: PrunedTo | None = None,
+    pruned_to: PrunedTo,
     seed: int = 0,
     folder: Path | None = None,
     quiet: bool = True,
@@ -113,16 +113,34 @@ def retrain(
     `pruned_to` makes the models of other sizes among which the break-point is searched.
     InputError for settings that do not fit the model or the data.
     """
-    if settings.targets == "hard":
-        samples = with_answers(teacher, samples)
     samples = _shuffled(samples, seed)
     common = {"seed": seed, "quiet": quiet}
     if settings.method != "rest":
         share = settings.share or 1.0
-        part = samples.first(max(1, round(share * len(samples))))
+        part = _Data(samples, teacher, settings.targets).share(share)
         done = _train(student, teacher, anatomy_of, part, settings, None, folder, **common)
         return Retrained(done.steps, done.loss, share, len(anatomy_of(student).layers), stopped=done.stopped)
     return _Rest(student, teacher, anatomy_of, samples, settings, pruned_to, seed, folder, quiet).run()
+
+
+class _Data:
+    """Samples to train on. The dense model answers as many as are asked for, each once."""
+
+    def __init__(self, samples: Samples, teacher: nn.Module, targets: Targets) -> None:
+        self.samples, self.teacher, self.targets = samples, teacher, targets
+        self._answered: list[dict[str, torch.Tensor]] = []
+        self._pad = samples.pad
+
+    def share(self, share: float) -> Samples:
+        """The first of them, one at least."""
+        count = max(1, round(share * len(self.samples)))
+        if self.targets == "soft":
+            return self.samples.first(count)
+        if count > len(self._answered):
+            more = with_answers(self.teacher, _part(self.samples, range(len(self._answered), count)))
+            self._answered += more.inputs
+            self._pad = more.pad
+        return replace(self.samples, inputs=self._answered[:count], labels=None, pad=self._pad)
 
 
 @dataclass
@@ -134,10 +152,13 @@ class _Rest:
     anatomy_of: Callable[[nn.Module], Anatomy]
     samples: Samples
     settings: Retraining
-    pruned_to: PrunedTo | None
+    pruned_to: PrunedTo
     seed: int
     folder: Path | None
     quiet: bool
+
+    def __post_init__(self) -> None:
+        self.data = _Data(self.samples, self.teacher, self.settings.targets)
 
     def run(self) -> Retrained:
         own, total = self.settings, len(self.anatomy_of(self.student).layers)
@@ -152,26 +173,24 @@ class _Rest:
 
     def _searched(self, total: int) -> Retrained:
         """Masks first; where they do not suffice, as much more as the break-point asks for."""
-        count = min(max(len(self.samples) // 10, _HELD_OUT[0]), _HELD_OUT[1])
-        if count >= len(self.samples):
-            raise InputError(f"{len(self.samples)} samples: too few to hold some out; give share and layers")
-        held = _part(self.samples, range(len(self.samples) - count, len(self.samples)))
-        self.samples = _part(self.samples, range(len(self.samples) - count))
-        if self.settings.targets == "soft":
-            held = with_answers(self.teacher, held)
+        count = min(max(len(self.samples) // 10, _HELD_OUT[0]), _HELD_OUT[1], len(self.samples) // 2)
+        if not count:
+            raise InputError("1 sample: none to hold out; give more, or share and layers")
+        first = len(self.samples) - count
+        held = with_answers(self.teacher, _part(self.samples, range(first, len(self.samples))))
+        self.data = _Data(_part(self.samples, range(first)), self.teacher, self.settings.targets)
         done = self._train(self.student, MASKS_ALONE, "masks")
         found = agreement(self.student, held)
         if found >= self.settings.tolerance or done[0].stopped:
             return self._done(done, None, found)
 
         def suffices(size: float) -> bool:
-            assert self.pruned_to is not None
             other = self.teacher if size == 1 else self.pruned_to(size)
             if size < 1:
                 self._train(other, MASKS_ALONE, None)
             return agreement(other, held) >= self.settings.tolerance
 
-        found_at = 1.0 if self.pruned_to is None else break_point(suffices, self._keep())
+        found_at = break_point(suffices, self._keep())
         done = self._train(self.student, effort(self._keep(), found_at, total), "layers")
         return self._done(done, found_at, agreement(self.student, held))
 
@@ -180,9 +199,8 @@ class _Rest:
         wanted = Effort(
             wanted.share if own.share is None else own.share, wanted.layers if own.layers is None else own.layers
         )
-        part = self.samples.first(max(1, round(wanted.share * len(self.samples))))
         folder = None if self.folder is None or name is None else self.folder / name
-        arguments = (model, self.teacher, self.anatomy_of, part, own, wanted.layers, folder)
+        arguments = (model, self.teacher, self.anatomy_of, self.data.share(wanted.share), own, wanted.layers, folder)
         return _train(*arguments, seed=self.seed, quiet=self.quiet), wanted
 
     def _keep(self) -> float:
@@ -231,8 +249,9 @@ def _loss(
     """The loss of a batch whose inputs hold answers, if they are what is trained on."""
     with ExitStack() as stack:
         stack.enter_context(frozen(teacher))
-        own = stack.enter_context(last_states(student, anatomy.layers[-1]))
-        wanted = stack.enter_context(last_states(teacher, dense.layers[-1]))
+        if settings.features:
+            own = stack.enter_context(last_states(student, anatomy.layers[-1]))
+            wanted = stack.enter_context(last_states(teacher, dense.layers[-1]))
 
         def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
             answer = batch.inputs.pop(ANSWER, None)

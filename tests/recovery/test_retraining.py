@@ -228,13 +228,19 @@ def test_loss_of_equal_outputs_is_zero_and_padding_does_not_count():
         ({"layers": 9, "share": 1.0}, "layers=9: the model has 3"),
         ({"method": "full", "layers": 1}, "has no schedule"),
         ({"speed": 1}, "no setting 'speed'; it has method, targets"),
-        ({}, "4 samples: too few to hold some out; give share and layers"),
     ],
 )
 def test_settings_that_make_no_sense(setting, said):
     teacher = tiny_model("bert", "AutoModelForSequenceClassification")
     with pytest.raises(InputError, match=said):
         pyprune.retrain(teacher, teacher, samples(4), **setting)
+
+
+def test_of_few_samples_half_is_held_out():
+    teacher = tiny_model("bert", "AutoModelForSequenceClassification")
+    with pytest.raises(InputError, match="1 sample: none to hold out; give more, or share and layers"):
+        pyprune.retrain(teacher, teacher, samples(1))
+    assert pyprune.retrain(teacher, teacher, samples(2))[1].agreement == 1.0
 
 
 def test_models_that_put_out_hidden_states_have_soft_targets():
