@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
-from pyprune import ops
 from pyprune.capture.token_masks import forward_replaced, mask_tokens
 from pyprune.core.anatomy import Anatomy, Block, HiddenGroup, VocabularyGroup
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
-from pyprune.core.units import Cut
 
 
 @contextmanager
@@ -133,36 +130,14 @@ def _mask_layer(stack: ExitStack, layer: nn.Module, mask: torch.Tensor) -> None:
     stack.callback(layer.register_forward_hook(hand_on, with_kwargs=True).remove)
 
 
-class _Scaled(torch.autograd.Function):
-    """`x` `[..., size * width]` times the unit's mask, whose gradient is a sum over tokens that writes no product."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
-        ctx.save_for_backward(x, mask)
-        ctx.width = width
-        return x * mask.repeat_interleave(width).to(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, mask = ctx.saved_tensors
-        dx = dy * mask.repeat_interleave(ctx.width).to(dy) if ctx.needs_input_grad[0] else None
-        rows = (x.shape[0], x.shape[1:-1].numel(), x.shape[-1])
-        dmask = ops.prod_reduce(x.reshape(rows), dy.to(x.dtype).reshape(rows), group=ctx.width)
-        return dx, dmask.sum(0).to(mask), None
-
-
 def _mask_input(stack: ExitStack, model: nn.Module, block: Block, mask: torch.Tensor) -> None:
-    width = block.units.width
+    channels = mask.repeat_interleave(block.units.width)
+    if block.site == "convolution":
+        channels = channels[:, None, None]
 
     def multiply(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x, *rest = args
-        factors = mask.to(x.device)
-        if block.site == "convolution":
-            return (x * factors.repeat_interleave(width)[:, None, None].to(x), *rest)
-        if mask.requires_grad and torch.is_grad_enabled():
-            return (_Scaled.apply(x, factors, width), *rest)
-        return (x * factors.repeat_interleave(width).to(x), *rest)
+        return (x * channels.to(device=x.device, dtype=x.dtype), *rest)
 
     stack.callback(model.get_submodule(block.projection).register_forward_pre_hook(multiply).remove)
 
@@ -171,11 +146,7 @@ def _mask_tensor(stack: ExitStack, model: nn.Module, block: Block, mask: torch.T
     path, _, name = block.projection.rpartition(".")
     (cut,) = (cut for cut in block.units.cuts if cut.tensor == block.projection)
 
-    def multiplied(tensor: torch.Tensor) -> torch.Tensor:
-        factors = mask.repeat_interleave(cut.width).to(tensor)
-        return tensor * factors.view(-1, *[1] * (tensor.dim() - cut.dim - 1))
-
-    _replace(stack, model.get_submodule(path), name, multiplied)
+    _replace(stack, model.get_submodule(path), name, lambda tensor: tensor * cut.factors(mask, tensor))
 
 
 def _mask_weights(stack: ExitStack, model: nn.Module, block: Block, mask: torch.Tensor) -> None:
@@ -183,13 +154,7 @@ def _mask_weights(stack: ExitStack, model: nn.Module, block: Block, mask: torch.
         raise InputError(f"mask of {block.units.name}: every unit must be 0 or 1, since norms count them")
     for cut in block.masked:
         path, _, name = cut.tensor.rpartition(".")
-
-        def multiplied(tensor: torch.Tensor, cut: Cut = cut) -> torch.Tensor:
-            factors = torch.ones(tensor.shape[cut.dim], dtype=mask.dtype)
-            factors[cut.positions(torch.arange(len(mask)))] = mask.cpu()[:, None]
-            return tensor * factors.to(tensor).view(-1, *[1] * (tensor.dim() - cut.dim - 1))
-
-        _replace(stack, model.get_submodule(path), name, multiplied)
+        _replace(stack, model.get_submodule(path), name, lambda tensor, cut=cut: tensor * cut.factors(mask, tensor))
     for cut in block.norms:
         norm = model.get_submodule(cut.module)
         kept = cut.positions(mask.cpu().nonzero()[:, 0]).flatten().sort().values

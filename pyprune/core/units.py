@@ -60,6 +60,15 @@ class Cut:
         place = torch.arange(self.repeats, device="cpu")[:, None] * self.period
         return (start + place + torch.arange(self.width, device="cpu")).flatten(1)
 
+    def factors(self, mask: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+        """`mask` `[size]`, a number a unit, to multiply `tensor` by: 1 at the entries along `dim` that no unit owns.
+
+        Differentiable in the mask.
+        """
+        factors = torch.ones(tensor.shape[self.dim], dtype=mask.dtype)
+        factors[self.positions(torch.arange(len(mask)))] = mask.cpu()[:, None]
+        return factors.to(tensor).view(-1, *[1] * (tensor.dim() - self.dim - 1))
+
 
 @dataclass(frozen=True)
 class Attribute:
