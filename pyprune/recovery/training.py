@@ -5,11 +5,13 @@ A run with a folder goes on from its last checkpoint; one whose loss is no longe
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -83,7 +85,7 @@ def train(
         def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
             lengths = inputs.pop("lengths")
             value = loss(model, Batch(inputs, torch.arange(len(lengths)), lengths).on(model))
-            guard.see(value, self.state.global_step, self.state.max_steps)
+            guard.see(value.detach(), self.state.global_step, self.state.max_steps)
             return value
 
     def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -140,7 +142,7 @@ def train(
                 raise InputError(f"retraining: {stopped}, the first one: a lower learning rate may help")
             stopped += f"; the state of step {kept} was kept"
         tail = guard.losses[-max(1, steps // 10) :]
-        done = Trained(trainer.state.global_step, float(torch.stack(tail).mean()), stopped)
+        done = Trained(trainer.state.global_step, fmean(tail), stopped)
         if folder is not None and not stopped:
             write_json(run / _DONE, asdict(done))
     return done
@@ -151,14 +153,15 @@ class _Guard:
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self.parameters = parameters
-        self.losses: list[torch.Tensor] = []
+        self.losses: list[float] = []
         self.good: tuple[int, list[torch.Tensor]] | None = None
 
     def see(self, loss: torch.Tensor, step: int, steps: int) -> None:
         """Raise `_Diverged` for a loss that is not finite."""
-        if not torch.isfinite(loss):
-            raise _Diverged(f"the loss of step {step + 1} is {loss.item()}")
-        self.losses.append(loss.detach().float().cpu())
+        value = float(loss)  # the only time that a step waits for the device
+        if not math.isfinite(value):
+            raise _Diverged(f"the loss of step {step + 1} is {value}")
+        self.losses.append(value)
         # What gave a finite loss is good, before the step that follows it.
         if self.good is None or step >= self.good[0] + max(1, steps // _KEPT):
             self.good = step, [p.detach().clone() for p in self.parameters]
