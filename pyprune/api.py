@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -49,6 +49,7 @@ from pyprune.verification import write_reference
 
 DEFAULT_RECIPE = "surgeon"
 Deploy = Literal["layers", "uniform"]
+T = TypeVar("T")
 PLAN_FILE = "pyprune_plan.json"
 
 
@@ -100,10 +101,14 @@ def _recipe(recipe: str | Recipe, **settings: Any) -> Recipe:
         if settings:
             raise InputError(f"settings {', '.join(settings)} belong into the recipe object that was given")
         return recipe
-    kind = RECIPES[recipe]
+    return with_settings(RECIPES[recipe], f"recipe {recipe!r}", settings)
+
+
+def with_settings(kind: type[T], owner: str, settings: Mapping[str, Any]) -> T:
+    """`kind(**settings)`. InputError for what is no setting of it, which says whose it is not, and what there is."""
     known = inspect.signature(kind).parameters
     for name in settings.keys() - known.keys():
-        raise InputError(f"recipe {recipe!r} has no setting {name!r}; it has {', '.join(known)}")
+        raise InputError(f"{owner} has no setting {name!r}; it has {', '.join(known)}")
     return kind(**settings)
 
 

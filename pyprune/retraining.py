@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from pyprune.api import PLAN_FILE, apply, pick_device, save, score
+from pyprune.api import PLAN_FILE, apply, pick_device, save, score, with_settings
 from pyprune.api import plan as make_plan
 from pyprune.calibration import calibration_data
 from pyprune.core.anatomy import Anatomy
@@ -53,10 +52,7 @@ def retrain(
     A run whose loss is no longer finite stops, keeps its last good state, and says so in `stopped`.
     InputError for settings, data and models that do not fit; MismatchError for a folder of another run.
     """
-    known = inspect.signature(Retraining).parameters
-    for name in settings.keys() - known.keys():
-        raise InputError(f"retrain has no setting {name!r}; it has {', '.join(known)}")
-    chosen = Retraining(**settings)
+    chosen = with_settings(Retraining, "retrain", settings)
     sizes = [_vocabulary(own) for own in (model, teacher)]
     if sizes[0] != sizes[1]:
         raise InputError(
