@@ -47,7 +47,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
-            print("pyprune: interrupted; prune --resume goes on from the stages that were finished", file=sys.stderr)
+            print("pyprune: interrupted; prune and retrain go on with --resume from what was finished", file=sys.stderr)
         raise
 
 

@@ -20,21 +20,26 @@ def retrain(
     data: opt.Data = None,
     samples: Annotated[int, typer.Option(help="Unlabelled samples to train on.")] = 4096,
     method: Annotated[
-        str, typer.Option(help="rest: masks, output heads and last layers; lora: adapters; full: all weights.")
-    ] = "rest",
-    targets: Annotated[str, typer.Option(help="hard: the dense model's answers; soft: its distributions.")] = "hard",
-    features: Annotated[float, typer.Option(help="Weight of the distance between hidden states.")] = 0.0,
+        str | None,
+        typer.Option(help="rest (the default): masks, output heads, last layers; lora: adapters; full: all weights."),
+    ] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="hard (the default): the dense model's answers; soft: its distributions.")
+    ] = None,
+    features: Annotated[float | None, typer.Option(help="Weight of the distance between hidden states (0).")] = None,
     share: Annotated[float | None, typer.Option(help="Share of the samples; rest: by its schedule.")] = None,
     layers: Annotated[int | None, typer.Option(help="Last layers that rest trains; default: by its schedule.")] = None,
     break_point: Annotated[
         float | None, typer.Option(help="Size above which masks and heads suffice; default: it is searched.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="Agreement with the dense model that suffices.")] = 0.98,
-    rank: Annotated[int, typer.Option(help="Of the adapters of lora.")] = 8,
-    epochs: Annotated[float, typer.Option(help="Passes over the share of the samples.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of weights.")] = 5e-5,
-    mask_learning_rate: Annotated[float, typer.Option(help="Of the masks of rest.")] = 1e-3,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Agreement with the dense model that suffices (0.98).")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Of the adapters of lora (8).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the share of the samples (1).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step (16).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of weights (5e-5).")] = None,
+    mask_learning_rate: Annotated[float | None, typer.Option(help="Of the masks of rest (1e-3).")] = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = None,
@@ -52,17 +57,28 @@ def retrain(
     from pyprune.retraining import retrain_checkpoint
 
     opt.hush_transformers()
-    settings = {"method": method, "targets": targets, "features": features, "share": share, "layers": layers}
-    settings |= {"break_point": break_point, "tolerance": tolerance, "rank": rank, "epochs": epochs}
-    settings |= {"batch_size": batch_size, "learning_rate": learning_rate, "mask_learning_rate": mask_learning_rate}
+    settings = opt.settings(
+        method=method,
+        targets=targets,
+        features=features,
+        share=share,
+        layers=layers,
+        break_point=break_point,
+        tolerance=tolerance,
+        rank=rank,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        mask_learning_rate=mask_learning_rate,
+    )
     where = {"device": device, "dtype": dtype, "overwrite": overwrite, "resume": resume, "quiet": quiet or as_json}
     done = retrain_checkpoint(pruned, dense, out, data, samples=samples, seed=seed, **where, **settings)
     if as_json:
         print(json.dumps({"out": str(out), **asdict(done)}))
     elif not quiet:
         agreed = "" if done.agreement is None else f", {done.agreement:.1%} of held-out answers as the dense model's"
-        trained = f" and the last {done.layers} layers" if method == "rest" else ""
-        print(f"{method}{trained}: {done.steps} steps on {done.share:.0%} of the samples, loss {done.loss:.4g}{agreed}")
+        trained = f"the last {done.layers} layers" if method in (None, "rest") else method
+        print(f"{trained}: {done.steps} steps on {done.share:.0%} of the samples, loss {done.loss:.4g}{agreed}")
         print(f"written to {out}")
     if done.stopped:
         print(f"pyprune: {done.stopped}", file=sys.stderr)
