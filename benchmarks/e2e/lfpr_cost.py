@@ -11,16 +11,15 @@ Both square per batch of 8. The rank correlation of the two scores is recorded t
 
 from __future__ import annotations
 
-import argparse
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import pyprune
 from pyprune.api import pick_device
-from pyprune.bench.results import Results, table_path
+from pyprune.bench.script import parser
+from pyprune.bench.script import results as results_of
 from pyprune.bench.timing import interleave
 from pyprune.capture.masking import masked
 from pyprune.core.anatomy import Anatomy
@@ -69,14 +68,10 @@ def released(model: Any, anatomy: Anatomy, prompts: torch.Tensor) -> dict[str, t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; auto takes the GPU where there is one")
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--length", type=int, default=64, help="tokens of a prompt")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the CSV file")
-    parser.add_argument("--dry", action="store_true", help="print, do not write results")
-    args = parser.parse_args()
+    options = parser(__doc__, repeats=5)
+    options.add_argument("--samples", type=int, default=32)
+    options.add_argument("--length", type=int, default=64, help="tokens of a prompt")
+    args = options.parse_args()
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,7 +96,7 @@ def main() -> None:
     correlation = float(torch.corrcoef(ranks)[0, 1])  # of ranks: Spearman's; scores are not equal by chance
     providers = {"pyprune": ours, "released": lambda: released(eager, anatomy, prompts)}
     timings = interleave(providers, repeats=args.repeats, warmup=1, device=device)
-    results = Results("lfpr_cost", path=args.results and table_path(args.results, device), device=device)
+    results = results_of("lfpr_cost", args, device)
     case = f"{args.samples}x{args.length}"
     ratio = timings["released"].median / timings["pyprune"].median
     for name, timing in timings.items():

@@ -9,11 +9,9 @@ Memory is measured in a process of its own: the model and what slicing holds bey
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +20,8 @@ from torch import nn
 import pyprune
 from pyprune.api import pick_device
 from pyprune.bench.memory import peak_memory
-from pyprune.bench.results import Results, table_path
+from pyprune.bench.script import parser
+from pyprune.bench.script import results as results_of
 from pyprune.bench.timing import interleave
 from pyprune.core.plan import Plan
 from pyprune.models.adapter import adapter_for
@@ -107,20 +106,16 @@ def own_slicing_share(name: str, device: str) -> float:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; auto takes the GPU where there is one")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the CSV file")
-    parser.add_argument("--dry", action="store_true", help="print, do not write results")
-    parser.add_argument("--only-memory", action="store_true", help="print the peak of slicing, nothing else")
-    args = parser.parse_args()
+    options = parser(__doc__, repeats=15)
+    options.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    options.add_argument("--only-memory", action="store_true", help="print the peak of slicing, nothing else")
+    args = options.parse_args()
 
     device = pick_device(args.device)
     if args.only_memory:
         print(own_slicing_share(args.models[0], device))
         return
-    results = Results("midsize", path=args.results and table_path(args.results, device), device=device)
+    results = results_of("midsize", args, device)
     for name in args.models:
         share = slicing_share(name, device)
         results.add(case=name, provider="pyprune", metric="slicing peak / model", value=share)

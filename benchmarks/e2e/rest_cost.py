@@ -9,17 +9,16 @@ A BERT classifier with random weights reads texts of one length in batches of 16
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import pyprune
 from pyprune.api import pick_device
-from pyprune.bench.results import Results, table_path
+from pyprune.bench.script import parser
+from pyprune.bench.script import results as results_of
 from pyprune.bench.timing import interleave
 
 SHAPES = {
@@ -54,15 +53,11 @@ def trained_dense(model: Any, rows: list[dict[str, torch.Tensor]], labels: torch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; auto takes the GPU where there is one")
-    parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--length", type=int, default=64, help="tokens of a text")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the CSV file")
-    parser.add_argument("--dry", action="store_true", help="print, do not write results")
-    args = parser.parse_args()
+    options = parser(__doc__, repeats=5)
+    options.add_argument("--shape", choices=SHAPES, default="small")
+    options.add_argument("--length", type=int, default=64, help="tokens of a text")
+    options.add_argument("--steps", type=int, default=8)
+    args = options.parse_args()
 
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -83,7 +78,7 @@ def main() -> None:
             pruned, dense, rows, samples=len(rows), **settings
         )
     timings = interleave(providers, repeats=args.repeats, warmup=1, device=device)
-    results = Results("rest_cost", path=args.results and table_path(args.results, device), device=device)
+    results = results_of("rest_cost", args, device)
     case = f"{args.shape} {BATCH}x{args.length}"
     for name, timing in timings.items():
         rate, ratio = args.steps / timing.median, timings["trainer"].median / timing.median

@@ -15,7 +15,6 @@ rank correlation to fp32.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from pyprune.api import pick_device
-from pyprune.bench.results import Results, table_path
+from pyprune.bench.script import parser
+from pyprune.bench.script import results as results_of
 from pyprune.bench.timing import interleave
 from pyprune.calibration import calibration_data, most_tokens
 from pyprune.capture.collect import collect
@@ -78,16 +78,12 @@ def random_batch(vocabulary: int, size: int, length: int) -> Samples:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; auto takes the GPU where there is one")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--samples", type=int, default=128, help="passages of the real-text case")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--bf16", action="store_true", help="add the bfloat16 scoring pass")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the CSV file")
-    parser.add_argument("--dry", action="store_true", help="print, do not write results")
-    args = parser.parse_args()
+    options = parser(__doc__, repeats=7)
+    options.add_argument("--model", default=MODEL)
+    options.add_argument("--samples", type=int, default=128, help="passages of the real-text case")
+    options.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    options.add_argument("--bf16", action="store_true", help="add the bfloat16 scoring pass")
+    args = options.parse_args()
 
     device = pick_device(args.device)
     model, tokenizer = load(args.model, "float32", device)
@@ -103,7 +99,7 @@ def main() -> None:
         f"32x{length}": (full, full.batches(max_tokens=10**9), full.batches(max_tokens=10**9)),
         "passages": (passages, passages.batches(**batching(model)), in_order(passages, 32)),
     }
-    results = Results("score_cost", path=args.results and table_path(args.results, device), device=device)
+    results = results_of("score_cost", args, device)
     for kind, (samples, *batches) in cases.items():
         ours, theirs = ([batch.to(device) for batch in some] for some in batches)
         case = kind if args.model == MODEL else f"{kind} model={Path(args.model).name}"
