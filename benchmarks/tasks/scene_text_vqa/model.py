@@ -107,24 +107,12 @@ class SceneTextModel(BertPreTrainedModel, GenerationMixin):
         boxes `[B, O or N, 4]` in [0, 1], all 0 for padding. `decoder_input_ids` `[B, S]` is the answer so far, behind
         a begin token; it is padded on the right, which no step before sees, so its mask is of no account.
         """
-        there = self._there(input_ids, object_boxes, ocr_boxes, attention_mask)
-        prefix, read = self._prefix(input_ids, objects, object_boxes, ocr, ocr_boxes)
+        prefix, read, there = self._prefix(input_ids, objects, object_boxes, ocr, ocr_boxes, attention_mask)
         hidden = torch.cat([prefix, self._steps(decoder_input_ids, read)], 1)
         mask = self._mask(there, decoder_input_ids.shape[1], hidden)
         hidden = self.encoder(hidden, attention_mask=mask).last_hidden_state
         seen, steps = hidden[:, prefix.shape[1] - ocr.shape[1] : prefix.shape[1]], hidden[:, prefix.shape[1] :]
         return Answer(logits=self._logits(steps, self.pointed(seen), there[:, -ocr.shape[1] :]))
-
-    def _there(
-        self,
-        input_ids: torch.Tensor,
-        object_boxes: torch.Tensor,
-        ocr_boxes: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """`[B, P]` bool: what of the prefix is no padding."""
-        asked = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
-        return torch.cat([asked, object_boxes[..., 2] > 0, ocr_boxes[..., 2] > 0], 1)
 
     def _prefix(
         self,
@@ -133,13 +121,17 @@ class SceneTextModel(BertPreTrainedModel, GenerationMixin):
         object_boxes: torch.Tensor,
         ocr: torch.Tensor,
         ocr_boxes: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings `[B, P, d]` of question, objects and OCR tokens, and those `[B, N, d]` that answers point at."""
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embeddings `[B, P, d]` of question, objects and OCR tokens, those `[B, N, d]` that answers point at, and
+        what of the prefix is no padding, `[B, P]` bool."""
         places = torch.arange(ocr.shape[1], device=ocr.device)
         read = self.ocr(ocr, ocr_boxes) + self.tokens(self.config.words + places)
         asked = self.tokens(input_ids) + self._positions(input_ids.shape[1])
         parts = [asked, self.objects(objects, object_boxes), read]
-        return self.norm(torch.cat([part + self.types.weight[n] for n, part in enumerate(parts)], 1)), read
+        real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        there = torch.cat([real, object_boxes[..., 2] > 0, ocr_boxes[..., 2] > 0], 1)
+        return self.norm(torch.cat([part + self.types.weight[n] for n, part in enumerate(parts)], 1)), read, there
 
     def _steps(self, tokens: torch.Tensor, read: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Embeddings `[B, S, d]` of the answer's tokens, the first of which stands at the place `first`."""
@@ -180,9 +172,8 @@ class SceneTextModel(BertPreTrainedModel, GenerationMixin):
         With `return_dict_in_generate` as `sequences`, beside the `logits` of every step. The prefix never sees the
         answer, so it runs once, with the first step; each other step is a row of its own beside cached keys and values.
         """
-        there = self._there(input_ids, inputs["object_boxes"], inputs["ocr_boxes"], inputs.get("attention_mask"))
-        names = ("objects", "object_boxes", "ocr", "ocr_boxes")
-        prefix, read = self._prefix(input_ids, *(inputs[name] for name in names))
+        names = ("objects", "object_boxes", "ocr", "ocr_boxes", "attention_mask")
+        prefix, read, there = self._prefix(input_ids, *(inputs.get(name) for name in names))
         limit = min(max_new_tokens or self.config.answer_steps, self.config.answer_steps)
         tokens = torch.full((len(input_ids), 1 + limit), self.config.pad_token_id, device=input_ids.device)
         tokens[:, 0] = self.config.bos_token_id
