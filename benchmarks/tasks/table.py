@@ -1,6 +1,6 @@
 """The table of every task: recipes and ways to recover at several budgets, row by row; what is there is left out.
 
-    python -m benchmarks.tasks.table                         # all tasks, in about three hours on two cores
+    python -m benchmarks.tasks.table                         # all tasks: hours
     python -m benchmarks.tasks.table --task digits pydoc_lm
 
 Budgets are shares of the prunable parameters. Half of them is measured with three seeds, the others with one.
@@ -59,6 +59,9 @@ VARIANTS = (
     Variant("lfpr", {}, {"method": "lora"}),
     Variant("lfpr", {}, {"method": "full"}),
     Variant("surgeon", {}, {"targets": "soft"}),
+    Variant("torch-pruning", {"importance": "magnitude"}),
+    Variant("torch-pruning", {"importance": "taylor", "cotangent": "labels"}),
+    Variant("torch-pruning", {"importance": "hessian", "cotangent": "labels"}),
 )
 
 
@@ -76,16 +79,17 @@ def known(rows: list[TaskRow], task: str, model: str, device: str) -> set[tuple[
     return {(row.recipe, row.settings, row.recovery, row.budget, row.seed) for row in own if row.resource == RESOURCE}
 
 
-def identity(task: Task, variant: Variant, budget: float, seed: int) -> tuple[object, ...]:
-    count = min(RECOVERY_SAMPLES, len(task.rows(labels=False)))
-    return variant.recipe, variant.words, recovery_words(variant.recover, count), budget, seed
+def identity(variant: Variant, budget: float, seed: int, rows: int) -> tuple[object, ...]:
+    """What a row is, where retraining has `rows` samples."""
+    return variant.recipe, variant.words, recovery_words(variant.recover, rows), budget, seed
 
 
 def fill(task: Task, path: Path, device: str, **sizes: Any) -> int:
     """Measure and write what is missing of one task; how many rows that was."""
     dense = task.dense(0)
     found = known(results.read(path), task.name, dense.report["key"], device)
-    missing = [one for one in wanted() if identity(task, *one) not in found]
+    rows = min(RECOVERY_SAMPLES, len(task.rows(labels=False)))
+    missing = [one for one in wanted() if identity(*one, rows) not in found]
     for variant, budget, seed in tqdm(missing, desc=task.name, disable=not missing):
         recipe = recipe_of(variant.recipe, dict(variant.settings))
         options = {"settings": variant.words, "recover": variant.recover, "seed": seed, "device": device, **sizes}
