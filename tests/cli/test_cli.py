@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import context, fresh, sizes, stalled
 from refusals import refuse
 from safetensors.torch import load_file, save_file
 
@@ -43,19 +42,7 @@ def test_prune_writes_a_checkpoint_that_loads_and_reports_what_it_measured(run, 
     assert [s["name"] for s in report["stages"]][:2] == ["load", "score"]
     assert not Path("small.partial").exists()
     assert json.loads(Path("small/pyprune_report.json").read_text()) == report
-    again = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import pyprune; from transformers import AutoModel; m = AutoModel.from_pretrained('small');"
-            "print(sum(p.numel() for p in m.parameters()))",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
-    )
-    assert int(again.stdout) == report["model"]["params"][1]
+    assert fresh(sizes, "AutoModel", [Path("small").absolute()], "pyprune") == [report["model"]["params"][1]]
     assert run("verify", "small")[0] == 0
     refuse(run, "verify", "small", "--dtype", "bfloat16", says="the dtype that it is stored in")
 
@@ -343,25 +330,21 @@ def test_long_passages_are_cut_with_a_notice(run, dense, text):
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_resumes(run, dense, text, sig):
+def test_an_interrupted_run_resumes(run, dense, text, sig, tmp_path_factory):
     """Stop the process once its plan is on disk: no checkpoint may be there, and --resume finishes without scoring."""
     arguments = ["prune", str(dense), "--data", text, "--out", "small", "--quiet", *SAMPLES]
-    code = (
-        "import signal, sys, time, pyprune.recipes.surgeon as r\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs ignore
-        "r.refit = lambda *a: time.sleep(60)\n"
-        "from pyprune.cli import main\n"
-        "main()"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+    errors = tmp_path_factory.mktemp("errors") / "stderr"
+    process = context().Process(target=stalled, args=(arguments, Path.cwd(), errors))
+    process.start()
     deadline = time.monotonic() + 60
     while not Path("small.partial/plan.json").exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), errors.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(sig)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode != 0
+    os.kill(process.pid, sig)
+    process.join(30)
+    assert process.exitcode not in (0, None)
+    said = errors.read_text()
     assert ("prune --resume goes on" in said) == (sig != signal.SIGKILL)
     assert "Traceback" not in said
     assert not Path("small").exists()

@@ -4,12 +4,15 @@ import copy
 import gc
 import json
 import logging
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 import transformers
+from fresh import fresh, reload, told
+from matrix import run, save
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 import pyprune
@@ -20,18 +23,6 @@ from pyprune.slicing.check import max_difference
 from pyprune.slicing.slice import slice_
 from pyprune.testing.models import random_plan, tiny_config, tiny_model
 
-FIRST = (
-    "import pyprune\nfrom transformers import AutoModel",
-    "from transformers import AutoModel, BertModel\nimport pyprune",
-)
-RELOAD = """
-import sys, torch
-for directory in sys.argv[1:]:
-    model = AutoModel.from_pretrained(directory)
-    with torch.no_grad():
-        torch.save(model(**torch.load(directory + "/inputs.pt")).last_hidden_state, directory + "/outputs.pt")
-"""
-
 
 def pruned(variant, **options):
     model = tiny_model(variant, **options)
@@ -39,26 +30,28 @@ def pruned(variant, **options):
     return slice_(model, adapter, random_plan(adapter.anatomy(model)))
 
 
-def test_fresh_processes_reload_the_same_bits(tmp_path):
-    models = {variant: pruned(variant) for variant in ("bert", "llama")}
-    directories = []
-    running = []
-    for number, first in enumerate(FIRST):
-        mine = [tmp_path / f"{variant}{number}" for variant in models]
-        for directory, model in zip(mine, models.values(), strict=True):
-            model.save_pretrained(directory)
-            torch.save(example_inputs(model), directory / "inputs.pt")
-        command = [sys.executable, "-c", first + RELOAD, *mine]
-        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-        directories.append(mine)
-    for process, mine in zip(running, directories, strict=True):
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-        assert "per-layer attribute" not in errors
-        for directory, model in zip(mine, models.values(), strict=True):
-            with torch.no_grad():
-                expected = model(**example_inputs(model)).last_hidden_state
-            assert torch.equal(torch.load(directory / "outputs.pt"), expected)
+@pytest.mark.parametrize("first", ["pyprune", "transformers"])
+def test_fresh_processes_reload_the_same_bits(first, tmp_path):
+    """Whichever is imported first: a forked process has transformers, and another one imports it after pyprune."""
+    checkpoints = tmp_path / "checkpoints"
+    for variant in ("bert", "llama"):
+        model = pruned(variant)
+        inputs = example_inputs(model)
+        save(model, inputs, run(model, inputs), checkpoints / variant)
+    if first == "transformers":
+        found, said = fresh(told, tmp_path / "errors", reload, None, checkpoints)
+    else:
+        code = (
+            "import json, pyprune, sys; assert 'transformers' not in sys.modules\n"
+            "import fresh; print(json.dumps(fresh.reload(None, sys.argv[1])))"
+        )
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", code, str(checkpoints)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        found, said = json.loads(done.stdout), done.stderr
+    assert found == {str(checkpoints / variant): [True, [], True] for variant in ("bert", "llama")}
+    assert "per-layer attribute" not in said
 
 
 def test_importing_pyprune_imports_neither_torch_nor_transformers():

@@ -6,17 +6,44 @@ one process per run of the tests imports them, and every other is forked from it
 
 import json
 import multiprocessing
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from pathlib import Path
+
+PRELOADED = ["transformers.models.bert.modeling_bert", "transformers.models.auto.modeling_auto"]
+
+
+def context():
+    """Makes processes by forking one that has imported what all need."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(PRELOADED)
+    return found
 
 
 def fresh(function, *arguments):
     """What `function` of a module that imports nothing of pyprune returns in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["transformers.models.bert.modeling_bert", "transformers.models.auto.modeling_auto"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, context(), _without_pyprune) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def _without_pyprune():
+    assert "pyprune" not in sys.modules
+
+
+def write_errors_to(path):
+    """From here on, what this process writes to stderr goes to a file."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, sys.stderr.fileno())
+    os.close(file)
+
+
+def told(errors, function, *arguments):
+    """What `function` returns, and what is written to stderr meanwhile, which goes to the file `errors`."""
+    write_errors_to(errors)
+    found = function(*arguments)
+    return found, errors.read_text()
 
 
 def flat(outputs):
@@ -40,7 +67,6 @@ def reload(alone, checkpoints):
     import torch
     import transformers
 
-    assert "pyprune" not in sys.modules
     torch.set_num_threads(1)
     rows = {}
     for parent in (alone, checkpoints):
@@ -77,3 +103,57 @@ def refusals(folders):
             found.append(["loaded", folder])
     assert "pyprune" not in sys.modules
     return found
+
+
+def sizes(head, folders, first=None):
+    """The number of parameters of each checkpoint, all of which are loaded well; the module `first` is imported before.
+
+    Whether pyprune is imported then, is as `first` says.
+    """
+    import transformers
+
+    if first:
+        import_module(first)
+    found = []
+    for folder in folders:
+        model, info = getattr(transformers, head).from_pretrained(folder, output_loading_info=True)
+        assert not any(info.values()), info
+        found.append(model.num_parameters())
+    assert ("pyprune" in sys.modules) == (first == "pyprune")
+    return found
+
+
+def logits(folders):
+    """(ids, logits) of the texts beside each checkpoint, by its tokenizer and its model in float64."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    rows = []
+    for folder in folders:
+        name, texts = torch.load(folder / "texts.pt")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        options = {"dtype": torch.float64, "output_loading_info": True}
+        model, info = getattr(transformers, name).from_pretrained(folder, **options)
+        assert not any(info.values()), info
+        ids = [tokenizer(text).input_ids for text in texts]
+        with torch.no_grad():
+            rows.append((ids, [model(input_ids=torch.tensor([row])).logits[0].numpy() for row in ids]))
+    assert "pyprune" not in sys.modules
+    return rows
+
+
+def stalled(arguments, folder, errors):
+    """The command with these arguments, run in `folder`, which waits where it is to tune; its stderr is a file."""
+    import signal
+    import time
+
+    import pyprune.recipes.surgeon
+    from pyprune.cli import main
+
+    write_errors_to(errors)
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+    pyprune.recipes.surgeon.refit = lambda *_: time.sleep(60)
+    sys.argv = ["pyprune", *arguments]
+    main()
