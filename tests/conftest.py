@@ -1,3 +1,4 @@
+import gc
 import sys
 from pathlib import Path
 
@@ -31,3 +32,9 @@ def pytest_collection_modifyitems(items):
     """The longest files first; the order inside each stays."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish():
+    """What is there by now stays: collectors of garbage, which trainers call by themselves, need not look at it."""
+    gc.collect()
+    gc.freeze()
