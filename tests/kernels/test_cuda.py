@@ -21,7 +21,8 @@ MAX_REGISTERS = 128
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.name)
 def test_compiles_without_spills(source, tmp_path):
     torch_include = Path(torch.__file__).parent / "include"
-    flags = ["-O3", "-std=c++20", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-Xcompiler", "-fPIC"]
+    # Without -O3, which is for the host's part: ptxas optimises in any case.
+    flags = ["-std=c++20", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-Xcompiler", "-fPIC"]
     target = ["-gencode=arch=compute_90a,code=sm_90a", "-Xptxas", "-v", "-c", str(source)]
     output = ["-o", str(tmp_path / "out.o"), f"-I{ROOT / 'csrc'}", "-isystem", str(torch_include)]
     done = subprocess.run([NVCC, *flags, *target, *output], capture_output=True, text=True)
