@@ -31,6 +31,12 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _short_outputs(monkeypatch):
+    """Tiny models do not end by themselves; how long they go on is tested in tests/capture/test_greedy.py."""
+    monkeypatch.setattr("pyprune.capture.greedy._NEW_TOKENS", 8)
+
+
 def checkpoint(folder, variant, head, size=12):
     path = tiny_checkpoint(folder / variant, variant, head)
     write_processor(path, json.loads((path / "config.json").read_text())["model_type"], size)
