@@ -38,3 +38,8 @@ def pytest_collection_finish():
     """What is there by now stays: collectors of garbage, which trainers call by themselves, need not look at it."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure():
+    """Extension modules tell at the end what is never freed."""
+    gc.unfreeze()
