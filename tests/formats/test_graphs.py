@@ -14,6 +14,7 @@ from pyprune.models.inputs import example_inputs
 from pyprune.slicing.slice import slice_
 from pyprune.testing import numerics
 from pyprune.testing.models import random_plan, tiny_model
+from pyprune.testing.zoo import ZOO
 
 TWO_LAYERS = {"num_hidden_layers": 2}
 MODELS = {
@@ -115,7 +116,7 @@ def test_code_that_cannot_be_traced(tmp_path):
 
 def test_a_program_that_torch_cannot_save(tmp_path):
     """A traced mask function of the family's own, which torch.export.save does not know how to write."""
-    model = tiny_model("gemma3-bidirectional")
+    model = tiny_model("gemma3-bidirectional", num_hidden_layers=1)
     with pytest.raises(InputError, match="the traced model cannot be written to a file: ") as caught:
         pyprune.export(model, tmp_path / "model.pt2", "torch_export")
     assert "\n" not in str(caught.value)
@@ -123,7 +124,8 @@ def test_a_program_that_torch_cannot_save(tmp_path):
 
 
 def test_a_program_that_runs_at_the_traced_batch_alone(tmp_path):
-    model = tiny_model("git", "AutoModelForCausalLM", **TWO_LAYERS)
+    vision = ZOO["git"].config["vision_config"] | {"num_hidden_layers": 1}
+    model = tiny_model("git", "AutoModelForCausalLM", num_hidden_layers=1, vision_config=vision)
     with pytest.raises(InputError, match="torch cannot run the exported model: Guard failed: "):
         pyprune.export(model, tmp_path / "model.pt2", "torch_export")
     assert not list(tmp_path.iterdir())
