@@ -31,8 +31,8 @@ def axes_of(model):
 VARIANTS = [v for v in ZOO if axes_of(tiny_model(v, ZOO[v].heads[0], torch.float32))]
 
 
-def dense_and_anatomy(variant, head=None, dtype=torch.float64):
-    model = tiny_model(variant, head or ZOO[variant].heads[0], dtype)
+def dense_and_anatomy(variant, head=None, dtype=torch.float64, **options):
+    model = tiny_model(variant, head or ZOO[variant].heads[0], dtype, **options)
     adapter = adapter_for(model)
     return model, adapter, adapter.anatomy(model, axes_of(model))
 
@@ -160,9 +160,17 @@ def test_pruned_again(variant, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(dense.buffers(), reloaded.buffers(), strict=True))
 
 
-@pytest.mark.parametrize("variant", ["llama", "gpt_neox-sequential", "bart", "t5"])
+TWO_LAYERS = {
+    "llama": {"num_hidden_layers": 2},
+    "gpt_neox-sequential": {"num_hidden_layers": 2},
+    "bart": {"encoder_layers": 2, "decoder_layers": 1},
+    "t5": {"num_layers": 2, "num_decoder_layers": 1},
+}
+
+
+@pytest.mark.parametrize("variant", TWO_LAYERS)
 def test_copies_and_other_kernels_and_compilation(variant, tmp_path):
-    dense, adapter, anatomy = dense_and_anatomy(variant, dtype=torch.float32)
+    dense, adapter, anatomy = dense_and_anatomy(variant, dtype=torch.float32, **TWO_LAYERS[variant])
     inputs = inputs_of(dense)
     model = slice_(dense, adapter, narrowed(anatomy))
     expected = run(model, inputs)
