@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -92,7 +92,7 @@ class Member(NamedTuple):
     family: Family
     source_tokens: float | None = None
 
-    def parts(self, axes: Sequence[str] = ()) -> Iterator[tuple[Place, Part]]:
+    def parts(self, axes: Collection[str] = ()) -> Iterator[tuple[Place, Part]]:
         """Every part of every layer of the member, asked for or not; `axes` are what places know as `asked`."""
         for place, part in self.family.parts(self.model, self.prefix, self.source_tokens):
             yield replace(place, asked=tuple(axes)), part
@@ -151,8 +151,11 @@ class TransformersAdapter:
                 remember_(module, attribute.name, attribute.value(len(kept[group.name])))
         before = {group.name: group for group in anatomy.all_groups}
         sizes = {name: len(units) for name, units in kept.items()}
+        axes = {group.axis for group in anatomy.groups}
         for member in members(model):
-            for place, part in member.parts([group.axis for group in anatomy.groups]):
+            for place, part in member.parts(axes):
+                if part.asked and part.asked not in axes:
+                    continue
                 name = part.block(place).units.name
                 if name not in before:
                     continue
@@ -160,7 +163,7 @@ class TransformersAdapter:
                     part.cut(place, kept[name])
                 if sizes[name] == 0:
                     part.emptied(place)
-        for record in records(model):
+        for record in records(model, asked=axes):
             noted = [group for group in record.groups if group.name in before]
             groups = [replace(before[group.name], config_key=group.config_key) for group in noted]
             if not record.prefix:
@@ -336,17 +339,18 @@ def configs_of(member: Member, root: Any) -> tuple[Any, ...]:
     return (own, *(config for config in inside if config is not own))
 
 
-def records(model: nn.Module, axes: Sequence[str] = ()) -> list[Record]:
+def records(model: nn.Module, axes: Sequence[str] = (), asked: Collection[str] | None = None) -> list[Record]:
     """The configs that note the widths of the groups of `model`, as it stands now; `axes` as in `Member.parts`.
 
     A member's own config notes them, unless several members are built from it: then the config of the whole does, under
-    the groups' full names.
+    the groups' full names. Of parts that have to be asked for, those of the axes `asked` are there; None: all.
     """
     found = list(members(model))
     configs = [configs_of(member, model.config) for member in found]
     noted: dict[int, Record] = {}
     for member, own in zip(found, configs, strict=True):
-        blocks = [part.block(place) for place, part in member.parts(axes)]
+        parts = member.parts(axes)
+        blocks = [p.block(place) for place, p in parts if asked is None or not p.asked or p.asked in asked]
         groups = [units for b in blocks for units in (b.units, *((b.shared.units,) if b.shared else ()))]
         record = Record(own, member.prefix, member.family, groups)
         if sum(any(a is b for a in own for b in others) for others in configs) > 1:

@@ -31,9 +31,11 @@ def shrink_(model: Any) -> bool:
     layers; a part of a model (a decoder inside its body) may not, and is left to the whole. MismatchError when the
     config asks for what cannot be cut from the dense model.
     """
-    noted = records(model, [QUERY_HEADS])
+    noted = records(model, [QUERY_HEADS], asked=())
     if not noted:
         return False
+    if _names(noted) & {*HEAD_DIM_AXES, HIDDEN}:
+        noted = records(model, [QUERY_HEADS])
     adapter = TransformersAdapter()
     axes = _named_axes(noted)
     anatomy = adapter.anatomy(model, [axis for axis in axes if axis != QUERY_HEADS])
@@ -83,10 +85,15 @@ def _named_axes(noted: Sequence[Record]) -> tuple[str, ...]:
     Of dimensions of heads all that it has where its width was cut too: where no other block holds the projections of
     the heads (OLMo 2), only these say that the width runs through them.
     """
-    named = {name.rpartition(".")[2].removeprefix("cross_") for record in noted for name in _named(record.configs[0])}
+    named = _names(noted)
     there = {group.axis for record in noted for group in record.groups}
     wanted = {QUERY_HEADS} & named | {axis for axis in HEAD_DIM_AXES if named & {axis, HIDDEN}}
     return tuple(axis for axis in (QUERY_HEADS, *HEAD_DIM_AXES) if axis in wanted & there)
+
+
+def _names(noted: Sequence[Record]) -> set[str]:
+    """The axes that the configs name, `hidden` among them."""
+    return {name.rpartition(".")[2].removeprefix("cross_") for record in noted for name in _named(record.configs[0])}
 
 
 def _named(config: Any) -> list[str]:
