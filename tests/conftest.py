@@ -22,9 +22,10 @@ LONGEST = (
     "kernels/test_triton.py",
     "benchmarks/test_gpu_check.py",
     "models/test_matrix.py",
-    "models/test_hidden_axis.py",
-    "cli/test_cli.py",
+    "models/test_head_dims.py",
     "formats/test_graphs.py",
+    "models/test_hidden_axis.py",
+    "recovery/test_retraining.py",
 )
 
 
