@@ -4,6 +4,7 @@ Importing torch and transformers takes ten seconds of CPU time, as long as hundr
 one process per run of the tests imports them, and every other is forked from it.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -24,12 +25,13 @@ def context():
 
 def fresh(function, *arguments):
     """What `function` of a module that imports nothing of pyprune returns in a process of its own."""
-    with ProcessPoolExecutor(1, context(), _without_pyprune) as pool:
+    with ProcessPoolExecutor(1, context(), _begin) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def _without_pyprune():
+def _begin():
     assert "pyprune" not in sys.modules
+    gc.freeze()  # what was imported stays, and no collection of garbage need look at it
 
 
 def write_errors_to(path):

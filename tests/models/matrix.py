@@ -54,7 +54,7 @@ def flops(model, inputs):
 def check_slices(dense, adapter, axes, plans, folder):
     """Masked = sliced for every kind of `plans`, and what the sliced model costs is what its plan says.
 
-    "keep-all" changes nothing. The sliced models are left in folders that begin with `folder`.
+    "keep-all" changes nothing. The other sliced models are left in folders that begin with `folder`.
     """
     anatomy, inputs = adapter.anatomy(dense, axes), inputs_of(dense)
     whole = run(dense, inputs)
@@ -74,7 +74,7 @@ def check_slices(dense, adapter, axes, plans, folder):
             assert [type(m) for m in model.modules()] == [type(m) for m in dense.modules()]
         else:
             assert max_difference(whole, found) > 1e-6, kind
-        save(model, inputs, found, folder.with_name(f"{folder.name}-{kind.replace(' ', '-')}"))
+            save(model, inputs, found, folder.with_name(f"{folder.name}-{kind.replace(' ', '-')}"))
     assert max_difference(run(dense, inputs), whole) == 0
 
 
