@@ -345,7 +345,7 @@ def test_an_interrupted_run_resumes(run, dense, text, sig, tmp_path_factory):
     process.join(30)
     assert process.exitcode not in (0, None)
     said = errors.read_text()
-    assert ("prune --resume goes on" in said) == (sig != signal.SIGKILL)
+    assert ("go on with --resume" in said) == (sig != signal.SIGKILL)
     assert "Traceback" not in said
     assert not Path("small").exists()
     assert sorted(p.name for p in Path.cwd().iterdir()) == ["small.partial"]
