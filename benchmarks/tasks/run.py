@@ -110,7 +110,7 @@ def measure(
         return replace(row, failure=str(failure))
     pruned, recovered = task.evaluate(made.model), None
     if recover is not None:
-        rows = task.recovery(recovery_samples, seed)
+        rows = task.calibration(recovery_samples, seed)
         row = replace(row, recovery=recovery_words(recover, len(rows)))
         options = {"tokenizer": task.tokenizer, "samples": len(rows), "seed": seed, "inplace": True, **recover}
         with made.stages.stage("recover"):

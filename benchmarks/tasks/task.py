@@ -79,10 +79,6 @@ class Task(ABC):
         rows = self.rows(labels)
         return [rows[i] for i in random.Random(seed).sample(range(len(rows)), min(samples, len(rows)))]
 
-    def recovery(self, samples: int, seed: int, labels: bool = False) -> list[Any]:
-        """Rows to retrain on, which a batch may mix: padded where `calibration` has no need to."""
-        return self.calibration(samples, seed, labels)
-
 
 class TrainedTask(Task):
     """A task whose dense model is trained from scratch, and small enough for the repository in some cases."""

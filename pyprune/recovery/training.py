@@ -16,10 +16,12 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pyprune.core.batches import Batch, Samples, batching
 from pyprune.core.errors import InputError
 from pyprune.core.storage import read_json, write_json
+from pyprune.recovery.grouped_batches import GroupedBatches
 
 # Checkpoints and good states of a run.
 _KEPT = 10
@@ -82,6 +84,10 @@ def train(
     guard = _Guard(rates.parameters)
 
     class _Trainer(Trainer):
+        def get_train_dataloader(self) -> DataLoader:
+            batches = GroupedBatches(samples, batch_size, seed)
+            return self.accelerator.prepare(DataLoader(samples.inputs, batch_sampler=batches, collate_fn=collate))
+
         def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
             lengths = inputs.pop("lengths")
             value = loss(model, Batch(inputs, torch.arange(len(lengths)), lengths).on(model))

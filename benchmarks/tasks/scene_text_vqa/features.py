@@ -98,13 +98,9 @@ class Data:
             "ocr_boxes": read[:, :n],
         }
 
-    def row(self, s: int, labels: bool, padded: bool = False) -> Row:
-        """Sample `s` without padding (or with, but for its question); with `labels` the answer's tokens."""
+    def row(self, s: int, labels: bool) -> Row:
+        """Sample `s` without padding; with `labels` the answer's tokens."""
         found = {name: tensor[0] for name, tensor in self.batch(torch.tensor([s])).items()}
-        if padded:
-            found |= {"objects": self.objects[s], "object_boxes": self.object_boxes[s]}
-            read = torch.cat([self.words[self.ocr[s]], self.ocr_looks[s]], -1)
-            found |= {"ocr": read, "ocr_boxes": self.ocr_boxes[s]}
         return found | ({"labels": self.targets[s][self.targets[s] != PAD]} if labels else {})
 
     def text(self, s: int, tokens: Sequence[int]) -> str:

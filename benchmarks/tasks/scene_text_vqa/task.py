@@ -95,13 +95,7 @@ class SceneTextVQA(TrainedTask):
         return right / len(own)
 
     def rows(self, labels: bool) -> Sequence[Any]:
-        return _Rows(self.counts["train"], labels, padded=False)
-
-    def recovery(self, samples: int, seed: int, labels: bool = False) -> list[Any]:
-        """All of one shape but for the question, so that a batch may mix them."""
-        rows = _Rows(self.counts["train"], labels, padded=True)
-        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples]
-        return [rows[s] for s in drawn.tolist()]
+        return _Rows(self.counts["train"], labels)
 
     def example(self, batch: int) -> dict[str, torch.Tensor]:
         own = self._data("dev")
@@ -115,13 +109,12 @@ class _Rows(Sequence):
 
     total: int
     labels: bool
-    padded: bool
 
     def __len__(self) -> int:
         return self.total
 
     def __getitem__(self, s: Any) -> Any:
-        return data("train", [s]).row(0, self.labels, self.padded)
+        return data("train", [s]).row(0, self.labels)
 
 
 TASK = SceneTextVQA
