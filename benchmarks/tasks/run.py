@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import platform
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
@@ -68,16 +70,17 @@ def measure(
     *,
     settings: str = "",
     samples: int = SAMPLES,
-    recover: dict[str, Any] | None = None,
+    recoveries: Sequence[dict[str, Any] | None] = (None,),
     recovery_samples: int = RECOVERY_SAMPLES,
     seed: int = 0,
     dense_seed: int = 0,
     device: str = "cpu",
     repeats: int = 15,
-) -> TaskRow:
-    """Prune a copy of the dense model to the share `budget` of `resource`; one row. Raises PyPruneError.
+) -> Iterator[TaskRow]:
+    """Prune a copy of the dense model to the share `budget` of `resource`, once. Raises PyPruneError.
 
-    What another package does not manage is a row without figures.
+    A row for each of the `recoveries`: settings of `pyprune.retrain`, or None for no retraining. What another package
+    does not manage is a row without figures.
     """
     model = dense.model.to(device)
     labels = getattr(recipe, "cotangent", None) == "labels"
@@ -107,28 +110,39 @@ def measure(
     try:
         made = _pruned(task, model, data, recipe, resource, budget, seed)
     except PeerFailure as failure:
-        return replace(row, failure=str(failure))
-    pruned, recovered = task.evaluate(made.model), None
-    if recover is not None:
-        rows = task.calibration(recovery_samples, seed)
-        row = replace(row, recovery=recovery_words(recover, len(rows)))
-        options = {"tokenizer": task.tokenizer, "samples": len(rows), "seed": seed, "inplace": True, **recover}
-        with made.stages.stage("recover"):
-            pyprune.retrain(made.model, model, rows, scores=made.scores, **options)
-        recovered = task.evaluate(made.model)
-    dense_ms, pruned_ms = _latency(task, model, made.model, device, repeats)
-    return replace(
+        yield replace(row, failure=str(failure))
+        return
+    row = replace(
         row,
         achieved=made.achieved,
-        pruned=pruned,
-        recovered=recovered,
+        pruned=task.evaluate(made.model),
         params=sum(p.numel() for p in made.model.parameters()),
         dense_flops=made.dense_flops,
         flops=made.flops,
+    )
+    for recover in recoveries:
+        yield _recovered(task, model, made, row, recover, recovery_samples, repeats)
+
+
+def _recovered(
+    task: Task, dense: nn.Module, made: Made, row: TaskRow, recover: dict[str, Any] | None, samples: int, repeats: int
+) -> TaskRow:
+    """`row` with what `recover` makes of a copy of the pruned model, and with its latency."""
+    model, stages = made.model, copy.copy(made.stages.log)
+    if recover is not None:
+        rows = task.calibration(samples, row.seed)
+        options = {"tokenizer": task.tokenizer, "samples": len(rows), "seed": row.seed, "scores": made.scores}
+        with made.stages.stage("recover"):
+            model, _ = pyprune.retrain(model, dense, rows, **options, **recover)
+        stages.append(made.stages.log.pop())
+        row = replace(row, recovery=recovery_words(recover, len(rows)), recovered=task.evaluate(model))
+    dense_ms, pruned_ms = _latency(task, dense, model, repeats)
+    return replace(
+        row,
         dense_ms=dense_ms,
         pruned_ms=pruned_ms,
-        seconds=words({stage.name: stage.seconds for stage in made.stages.log}),
-        peak_mib=words({stage.name: stage.cuda_mib or stage.host_mib for stage in made.stages.log}),
+        seconds=words({stage.name: stage.seconds for stage in stages}),
+        peak_mib=words({stage.name: stage.cuda_mib or stage.host_mib for stage in stages}),
     )
 
 
@@ -158,11 +172,12 @@ def _pruned(
 
 
 @torch.inference_mode()
-def _latency(task: Task, dense: nn.Module, pruned: nn.Module, device: str, repeats: int) -> tuple[float, float]:
+def _latency(task: Task, dense: nn.Module, pruned: nn.Module, repeats: int) -> tuple[float, float]:
     """Milliseconds of one forward pass of each, timed in turns."""
+    device = next(dense.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in task.example(BATCH).items()}
     calls = {"dense": lambda: dense(**inputs), "pruned": lambda: pruned(**inputs)}
-    timings = interleave(calls, repeats=repeats, warmup=2, device=device)
+    timings = interleave(calls, repeats=repeats, warmup=2, device=str(device))
     return timings["dense"].median * 1e3, timings["pruned"].median * 1e3
 
 
@@ -228,8 +243,10 @@ def main(arguments: list[str] | None = None) -> int:
         settings = " ".join(sorted(args.set))
         options = {"samples": args.samples, "seed": args.seed, "device": args.device}
         if args.recover is not None:
-            options |= {"recover": parsed_settings(args.recover), "recovery_samples": args.recovery_samples}
-        row = measure(task, dense, recipe, resource, budget, settings=settings, dense_seed=args.dense_seed, **options)
+            options |= {"recoveries": [parsed_settings(args.recover)], "recovery_samples": args.recovery_samples}
+        (row,) = measure(
+            task, dense, recipe, resource, budget, settings=settings, dense_seed=args.dense_seed, **options
+        )
         results.append(row, args.results)
     except (DataError, pyprune.PyPruneError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,17 +85,28 @@ def identity(variant: Variant, budget: float, seed: int, rows: int) -> tuple[obj
     return variant.recipe, variant.words, recovery_words(variant.recover, rows), budget, seed
 
 
-def fill(task: Task, path: Path, device: str, **sizes: Any) -> int:
-    """Measure and write what is missing of one task; how many rows that was."""
-    dense = task.dense(0)
-    found = known(results.read(path), task.name, dense.report["key"], device)
+def missing(task: Task, key: str, path: Path, device: str) -> dict[tuple[object, ...], list[Variant]]:
+    """Variants whose rows are not in the file, by what they have in common: recipe, settings, budget and seed."""
+    found = known(results.read(path), task.name, key, device)
     rows = min(RECOVERY_SAMPLES, len(task.rows(labels=False)))
-    missing = [one for one in wanted() if identity(*one, rows) not in found]
-    for variant, budget, seed in tqdm(missing, desc=task.name, disable=not missing):
-        recipe = recipe_of(variant.recipe, dict(variant.settings))
-        options = {"settings": variant.words, "recover": variant.recover, "seed": seed, "device": device, **sizes}
-        results.append(measure(task, dense, recipe, RESOURCE, budget, **options), path)
-    return len(missing)
+    groups: dict[tuple[object, ...], list[Variant]] = defaultdict(list)
+    for variant, budget, seed in wanted():
+        if identity(variant, budget, seed, rows) not in found:
+            groups[variant.recipe, variant.words, budget, seed].append(variant)
+    return groups
+
+
+def fill(task: Task, path: Path, device: str, **sizes: Any) -> int:
+    """Measure and write what is missing of one task, each model pruned once; how many rows that was."""
+    dense, made = task.dense(0), 0
+    groups = missing(task, dense.report["key"], path, device)
+    for (name, settings, budget, seed), variants in tqdm(groups.items(), desc=task.name, disable=not groups):
+        recipe = recipe_of(name, dict(variants[0].settings))
+        options = {"settings": settings, "recoveries": [v.recover for v in variants], "seed": seed, "device": device}
+        for row in measure(task, dense, recipe, RESOURCE, budget, **options, **sizes):
+            results.append(row, path)
+            made += 1
+    return made
 
 
 def main(arguments: list[str] | None = None) -> int:

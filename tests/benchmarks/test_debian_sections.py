@@ -241,9 +241,9 @@ def test_the_runner_prunes_and_measures(base, tmp_path):
     labelled = task.calibration(8, seed=0, labels=True)
     assert [text for text, _ in labelled] == texts
     recipe = pyprune.Kwon(cotangent="labels", tuning="none")
-    options = {"samples": 16, "recover": {"method": "full", "targets": "soft"}, "seed": 3, "repeats": 1}
+    options = {"samples": 16, "recoveries": [{"method": "full", "targets": "soft"}], "seed": 3, "repeats": 1}
     task.recovery = lambda samples, seed, labels=False: texts
-    row = run.measure(task, dense, recipe, "params", 0.5, **options)
+    (row,) = run.measure(task, dense, recipe, "params", 0.5, **options)
     assert (row.task, row.recipe, row.resource, row.seed, row.samples) == ("debian_sections", "kwon", "params", 3, 16)
     assert 0.3 < row.achieved <= 0.5
     assert row.params < row.dense_params

@@ -112,14 +112,14 @@ def test_accuracy_counts_digits(task):
 @pytest.mark.parametrize("recipe", [pyprune.Surgeon(), pyprune.Kwon(cotangent="labels", tuning="mask")])
 def test_the_runner_prunes_it(task, recipe, monkeypatch):
     dense = tasks.Dense(task.fresh(0).eval(), {"key": "tiny", "test": 0.5})
-    row = run.measure(
+    (row,) = run.measure(
         task,
         dense,
         recipe,
         "flops",
         0.5,
         samples=16,
-        recover={"share": 1.0, "layers": 1},
+        recoveries=[{"share": 1.0, "layers": 1}],
         recovery_samples=32,
         repeats=1,
     )

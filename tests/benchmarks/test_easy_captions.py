@@ -124,7 +124,9 @@ def test_calibration_has_no_captions(task):
 )
 def test_the_runner_prunes_and_retrains_it(task, model, recipe, recover):
     dense = Dense(copy.deepcopy(model), {"key": "tiny", "test": 0.5})
-    row = run.measure(task, dense, recipe, "params", 0.5, samples=12, recover=recover, recovery_samples=12, repeats=1)
+    (row,) = run.measure(
+        task, dense, recipe, "params", 0.5, samples=12, recoveries=[recover], recovery_samples=12, repeats=1
+    )
     assert 0.4 < row.achieved <= 0.5
     assert 0 <= row.pruned <= 1
     assert (row.recovered is None) == (recover is None)

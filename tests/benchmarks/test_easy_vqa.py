@@ -191,7 +191,9 @@ def test_kept_and_loaded_again(task, model, tmp_path, monkeypatch):
 )
 def test_the_runner_prunes_and_retrains_it(task, model, recipe, recover):
     dense = Dense(copy.deepcopy(model), {"key": "tiny", "test": 0.5})
-    row = run.measure(task, dense, recipe, "params", 0.5, samples=16, recover=recover, recovery_samples=16, repeats=1)
+    (row,) = run.measure(
+        task, dense, recipe, "params", 0.5, samples=16, recoveries=[recover], recovery_samples=16, repeats=1
+    )
     assert 0.4 < row.achieved <= 0.5
     assert {0 <= value <= 1 for value in (row.pruned, row.recovered)} == {True}
 

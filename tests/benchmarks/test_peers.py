@@ -167,12 +167,12 @@ def test_gradients_are_of_labels_or_answers(task, importance):
 
 def test_shared_key_value_heads_are_a_row_with_the_reason(tmp_path):
     task = llama(groups=2)
-    row = run.measure(task, task.dense(), TorchPruning(limit=1.0), "flops", 0.5, samples=8, repeats=1)
+    (row,) = run.measure(task, task.dense(), TorchPruning(limit=1.0), "flops", 0.5, samples=8, repeats=1)
     assert row.failure == "at ratio 0.0625: TimeoutError: not done after 1 s"
     assert (row.achieved, row.pruned, row.params, row.pruned_ms) == (None,) * 4
     assert (row.dense, row.metric) == (0.5, "accuracy")
     task = bert()
-    good = run.measure(task, task.dense(), TorchPruning(), "flops", 0.5, samples=8, repeats=1)
+    (good,) = run.measure(task, task.dense(), TorchPruning(), "flops", 0.5, samples=8, repeats=1)
     assert (good.failure, good.pruned) == ("", 0.25)
     good = replace(good, seed=1)
     for one in (row, good):
@@ -186,7 +186,7 @@ def test_shared_key_value_heads_are_a_row_with_the_reason(tmp_path):
 
 def test_a_table_of_failures_alone_has_no_plot(tmp_path):
     task = bert()
-    row = run.measure(task, task.dense(), TorchPruning(), "params", 0.001, samples=8, repeats=1)
+    (row,) = run.measure(task, task.dense(), TorchPruning(), "params", 0.001, samples=8, repeats=1)
     assert row.failure.startswith("no ratio leaves 0.1% or less: the least is ")
     results.append(row, tmp_path / "tasks.csv")
     report.write(tmp_path, tmp_path / "docs")

@@ -89,7 +89,7 @@ def test_a_little_training_helps_and_repeats(task):
 @pytest.mark.parametrize("recipe", [pyprune.Surgeon(), pyprune.Flap()])
 def test_the_runner_prunes_groups_of_queries(task, recipe):
     dense = Dense(task.fresh(0).eval(), {"key": "tiny", "test": 0.5})
-    row = run.measure(task, dense, recipe, "params", 0.5, samples=8, repeats=1)
+    (row,) = run.measure(task, dense, recipe, "params", 0.5, samples=8, repeats=1)
     assert 0.35 < row.achieved <= 0.5
     assert math.isfinite(row.pruned)
     assert row.metric == "perplexity"

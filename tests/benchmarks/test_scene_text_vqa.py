@@ -225,7 +225,9 @@ def test_masked_sliced_and_reloaded_are_one(task, model, tmp_path):
 )
 def test_the_runner_prunes_it(task, model, recipe, recover):
     dense = Dense(copy.deepcopy(model), {"key": "tiny", "test": 0.5})
-    row = run.measure(task, dense, recipe, "flops", 0.5, samples=12, recover=recover, recovery_samples=8, repeats=1)
+    (row,) = run.measure(
+        task, dense, recipe, "flops", 0.5, samples=12, recoveries=[recover], recovery_samples=8, repeats=1
+    )
     assert 0.4 < row.achieved <= 0.5
     assert 0 <= row.pruned <= 1
     assert (row.recovered is None) == (recover is None)

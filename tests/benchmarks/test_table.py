@@ -22,6 +22,7 @@ def task(digits_file, monkeypatch):
         "VARIANTS",
         (
             table.Variant("kwon", {"criterion": "random", "tuning": "none"}),
+            table.Variant("lfpr"),
             table.Variant("lfpr", {}, {"layers": 1, "share": 1.0}),
         ),
     )
@@ -32,22 +33,38 @@ def test_rows_once_and_on_from_where_it_stopped(task, tmp_path, monkeypatch):
     path, calls = tmp_path / "tasks.csv", []
     measure = run.measure
 
-    def counted(*args, **options):
-        calls.append(args)
+    def counted(*args, recoveries, **options):
+        calls.append(recoveries)
         if len(calls) == 3:
             raise Broken
-        return measure(*args, **options)
+        return measure(*args, recoveries=recoveries, **options)
 
     monkeypatch.setattr(table, "measure", counted)
     sizes = {"samples": 8, "repeats": 1}
     with pytest.raises(Broken):
         table.fill(task, path, "cpu", **sizes)
-    assert len(results.read(path)) == 2
-    assert table.fill(task, path, "cpu", **sizes) == 4
+    assert len(results.read(path)) == 3
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # as if it had stopped between two rows
+    assert table.fill(task, path, "cpu", **sizes) == 7
     rows = results.read(path)
-    assert len(rows) == 6
+    assert len(rows) == 9
     assert sorted({(row.budget, row.seed) for row in rows}) == [(0.5, 0), (0.5, 1), (0.6, 0)]
     assert table.fill(task, path, "cpu", **sizes) == 0
+    # One model for a recipe's rows with and without retraining.
+    alone, together = [None], [None, {"layers": 1, "share": 1.0}]
+    assert calls == [alone, together, alone, together[1:], alone, together, alone, together]
+
+
+def test_rows_of_one_pruned_model_agree_and_leave_it_as_it_was(task):
+    recover = {"method": "full", "share": 1.0, "learning_rate": 1e-2}
+    options = {"samples": 8, "recovery_samples": 16, "repeats": 1, "recoveries": [None, recover, None]}
+    before, trained, after = run.measure(task, task.dense(), run.recipe_of("lfpr", {}), "params", 0.5, **options)
+    assert before.pruned == trained.pruned == after.pruned
+    assert (before.recovered, after.recovered) == (None, None)
+    assert trained.recovered is not None
+    assert "recover=" in trained.seconds
+    assert "recover=" not in after.seconds
+    assert before.params == after.params
 
 
 @pytest.mark.parametrize("variant", table.VARIANTS, ids=lambda v: f"{v.recipe} {v.words} {v.recover}")
