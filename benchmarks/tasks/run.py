@@ -10,7 +10,9 @@ The dense model stays; `--seed` draws the calibration samples and whatever the r
     python -m benchmarks.tasks.run --task digits --recipe lfpr --budget params=0.4 --recover method=rest targets=soft
 
 `--recipe torch-pruning` prunes with the package of that name (`benchmarks/tasks/peers.py`); where that fails, the row
-says how.
+says how. `--hub` takes the papers' own data and models from a hub (`benchmarks/tasks/hub/entries.py`):
+
+    python -m benchmarks.tasks.run --hub --task textvqa --recipe lfpr --budget params=0.5 --hub-samples 500
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from torch import nn
 
 import pyprune
 from benchmarks.tasks import results
+from benchmarks.tasks.hub import kinds as hub
+from benchmarks.tasks.hub.entries import ENTRIES
 from benchmarks.tasks.peers import Made, PeerFailure, TorchPruning
 from benchmarks.tasks.results import TaskRow, words
 from benchmarks.tasks.task import DataError, Dense, Task, TrainedTask, find, task_names
@@ -208,9 +212,29 @@ def parsed_budget(text: str) -> tuple[str, float]:
     return resource, value
 
 
+def _task(args: argparse.Namespace) -> Task:
+    """The task that is asked for. Raises InputError or DataError."""
+    if args.hub:
+        return hub.find(args.task, args.model, args.hub_samples, args.device)
+    if args.task not in task_names():
+        where = "with --hub; without it " if args.task in ENTRIES else ""
+        raise pyprune.InputError(f"--task {args.task}: {where}choose one of {', '.join(task_names())}")
+    if args.model is not None or args.hub_samples is not None:
+        raise pyprune.InputError("--model and --hub-samples are for the tasks of --hub")
+    return find(args.task)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, choices=task_names())
+    parser.add_argument(
+        "--task",
+        required=True,
+        metavar="NAME",
+        help=f"one of {', '.join(task_names())}; with --hub one of {', '.join(ENTRIES)}",
+    )
+    parser.add_argument("--hub", action="store_true", help="data and models of the papers, streamed from a hub")
+    parser.add_argument("--model", metavar="ID", help="with --hub: another checkpoint than the papers'")
+    parser.add_argument("--hub-samples", type=int, metavar="N", help="with --hub: measure on the first N samples")
     parser.add_argument("--recipe", default="surgeon", help=f"one of {', '.join(recipes())} (default: surgeon)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the recipe")
     parser.add_argument("--budget", default="0.5", help="share that stays: 0.5, flops=0.5 or params=0.5")
@@ -231,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
         resource, budget = parsed_budget(args.budget)
         if args.recover is not None and isinstance(recipe, TorchPruning):
             raise pyprune.InputError(f"--recover: retrains what pyprune pruned, not the models of {recipe.name}")
-        task = find(args.task)
+        task = _task(args)
         if args.keep and not isinstance(task, TrainedTask):
             raise DataError(f"--keep: the dense model of {args.task} is too large for the repository")
         dense = task.dense(args.dense_seed)
@@ -240,7 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
             if isinstance(task, TrainedTask) and args.keep:
                 print(f"kept in {task.keep(args.dense_seed)}")
             return 0
-        settings = " ".join(sorted(args.set))
+        limited = [] if args.hub_samples is None else [f"hub-samples={args.hub_samples}"]
+        settings = " ".join(sorted(args.set) + limited)
         options = {"samples": args.samples, "seed": args.seed, "device": args.device}
         if args.recover is not None:
             options |= {"recoveries": [parsed_settings(args.recover)], "recovery_samples": args.recovery_samples}
