@@ -134,7 +134,7 @@ def _recovered(
     """`row` with what `recover` makes of a copy of the pruned model, and with its latency."""
     model, stages = made.model, copy.copy(made.stages.log)
     if recover is not None:
-        rows = task.calibration(samples, row.seed)
+        rows = task.recovery(samples, row.seed)
         options = {"tokenizer": task.tokenizer, "samples": len(rows), "seed": row.seed, "scores": made.scores}
         with made.stages.stage("recover"):
             model, _ = pyprune.retrain(model, dense, rows, **options, **recover)

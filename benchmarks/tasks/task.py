@@ -79,6 +79,10 @@ class Task(ABC):
         rows = self.rows(labels)
         return [rows[i] for i in random.Random(seed).sample(range(len(rows)), min(samples, len(rows)))]
 
+    def recovery(self, samples: int, seed: int, labels: bool = False) -> list[Any]:
+        """Rows to retrain on: those of `calibration`, unless more is learned from them."""
+        return self.calibration(samples, seed, labels)
+
 
 class TrainedTask(Task):
     """A task whose dense model is trained from scratch, and small enough for the repository in some cases."""

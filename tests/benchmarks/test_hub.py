@@ -163,7 +163,7 @@ def test_a_task_is_pruned_and_measured(made, name):
     dense = task.dense()
     assert dense.report["key"] == f"{task.checkpoint}@local on {ENTRIES[name].test.dataset}@01234567, first 4"
     recipe = pyprune.LFPR() if isinstance(task, base.Writer) else pyprune.Kwon(tuning="none")
-    row = run.measure(task, dense, recipe, "params", 0.5, samples=8, repeats=1)
+    (row,) = run.measure(task, dense, recipe, "params", 0.5, samples=8, repeats=1)
     assert 0.3 < row.achieved <= 0.5
     assert (row.dense, row.metric) == (dense.report["test"], ENTRIES[name].metric)
     assert math.isfinite(row.pruned)
@@ -278,8 +278,8 @@ def test_each_split_is_read_for_its_own_purpose(made, monkeypatch):
 
 def test_retraining_takes_what_recovery_gives(made):
     task = made("textvqa")
-    options = {"recover": {"share": 1.0, "layers": 1}, "recovery_samples": 8, "repeats": 1}
-    row = run.measure(task, task.dense(), pyprune.LFPR(), "params", 0.5, samples=8, **options)
+    options = {"recoveries": [{"share": 1.0, "layers": 1}], "recovery_samples": 8, "repeats": 1}
+    (row,) = run.measure(task, task.dense(), pyprune.LFPR(), "params", 0.5, samples=8, **options)
     assert row.recovered is not None
 
 
