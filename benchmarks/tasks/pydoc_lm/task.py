@@ -26,7 +26,15 @@ VOCABULARY = 2048
 BLOCK = 128
 END = "<|end|>"
 
-
+# Weights are spread by d**-0.5: LLaMA's own spread is for d = 4096.
+SHAPE = {
+    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 704,
+    "initializer_range": 256**-0.5,
+}
 RECIPE = Recipe(epochs=2.0, batch=16, lr=2e-3, weight_decay=0.1, warmup=0.05)
 
 
@@ -41,9 +49,9 @@ class PydocLM(TrainedTask):
         texts: Sequence[tuple[str, str]] | None = None,
         recipe: Recipe | None = None,
         vocabulary: int = VOCABULARY,
-        **shape: int,
+        **shape: Any,
     ) -> None:
-        self.recipe, self.vocabulary, self.shape = recipe or RECIPE, vocabulary, shape
+        self.recipe, self.vocabulary, self.shape = recipe or RECIPE, vocabulary, {**SHAPE, **shape}
         self.texts: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
         for name, text in documents() if texts is None else texts:
             self.texts[split_of(name)].append(text)
@@ -67,13 +75,6 @@ class PydocLM(TrainedTask):
     def fresh(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         end = self.codec.token_to_id(END)
-        layers = {
-            "num_hidden_layers": 4,
-            "hidden_size": 256,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "intermediate_size": 704,
-        }
         config = LlamaConfig(
             vocab_size=self.codec.get_vocab_size(),
             max_position_embeddings=2 * BLOCK,
@@ -81,7 +82,7 @@ class PydocLM(TrainedTask):
             bos_token_id=end,
             eos_token_id=end,
             pad_token_id=end,
-            **{**layers, **self.shape},
+            **self.shape,
         )
         return LlamaForCausalLM(config)
 

@@ -32,9 +32,8 @@ OBJECTS = SIGNS[1]
 OCR_TOKENS = MOST_WORDS * OBJECTS
 QUESTION_TOKENS = 10
 STEPS = 12
-OBJECT_FEATURES = 32
-WORD_FEATURES, COLOUR_FEATURES = 64, 16
-OCR_FEATURES = WORD_FEATURES + COLOUR_FEATURES
+LOOK_FEATURES, WORD_FEATURES = 32, 64
+OCR_FEATURES = WORD_FEATURES + LOOK_FEATURES
 NOISE = 0.2
 
 Row = dict[str, torch.Tensor]
@@ -45,8 +44,8 @@ class Data:
     """A split as tensors, padded: boxes of padding are 0.
 
     - `questions` `[S, 10]` int64; `objects` `[S, 5, 32]`, `object_boxes` `[S, 5, 4]`;
-    - `ocr` `[S, 20]` int64, rows of `words` `[W, 64]`, the features of all that was read; `ocr_looks` `[S, 20, 16]`,
-      what the detector sees there, a colour; `ocr_boxes` `[S, 20, 4]`;
+    - `ocr` `[S, 20]` int64, rows of `words` `[W, 64]`, the features of all that was read; `ocr_looks` `[S, 20, 32]`,
+      what the detector sees around them, the sign; `ocr_boxes` `[S, 20, 4]`;
     - `targets` `[S, 5]` int64: the answer's tokens and the end; words that were not read are left out;
     - `reads[s]` and `answers[s]` are the OCR tokens as text and the right answer.
     """
@@ -119,16 +118,16 @@ def data(split: str, numbers: Sequence[int]) -> Data:
     scenes = [scene(split, number) for number in numbers]
     texts = sorted({seen.text for s in scenes for seen in s.ocr})
     number = {text: n for n, text in enumerate(texts)}
-    objects = _padded([[_look(sign.colour, sign.kind) for sign in s.signs] for s in scenes], OBJECTS, OBJECT_FEATURES)
-    looks = [[_direction(s.signs[seen.place[0]].colour).tolist() for seen in s.ocr] for s in scenes]
+    looks = [[_look(sign.colour, sign.kind) for sign in s.signs] for s in scenes]
+    around = [[of_scene[seen.place[0]] for seen in s.ocr] for s, of_scene in zip(scenes, looks, strict=True)]
     noise = [_noise(f"{split} {n}") for n in numbers]
     return Data(
         questions=_ids([[NUMBER[word] for word in s.question.split()] for s in scenes], QUESTION_TOKENS),
-        objects=objects + NOISE * torch.stack([of_objects for of_objects, _ in noise]),
+        objects=_padded(looks, OBJECTS, LOOK_FEATURES) + NOISE * torch.stack([of_objects for of_objects, _ in noise]),
         object_boxes=_padded([[sign.box for sign in s.signs] for s in scenes], OBJECTS, 4),
         ocr=_ids([[number[seen.text] for seen in s.ocr] for s in scenes], OCR_TOKENS),
         words=torch.stack([word_features(text) for text in texts]),
-        ocr_looks=_padded(looks, OCR_TOKENS, COLOUR_FEATURES) + NOISE * torch.stack([of_ocr for _, of_ocr in noise]),
+        ocr_looks=_padded(around, OCR_TOKENS, LOOK_FEATURES) + NOISE * torch.stack([of_ocr for _, of_ocr in noise]),
         ocr_boxes=_padded([[seen.box for seen in s.ocr] for s in scenes], OCR_TOKENS, 4),
         targets=_ids([answer_tokens(s) for s in scenes], MOST_WORDS + 1),
         reads=[tuple(seen.text for seen in s.ocr) for s in scenes],
@@ -166,14 +165,14 @@ def _look(colour: str, kind: str) -> list[float]:
 def _noise(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the features of objects and of OCR tokens."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    shapes = (OBJECTS, OBJECT_FEATURES), (OCR_TOKENS, COLOUR_FEATURES)
+    shapes = (OBJECTS, LOOK_FEATURES), (OCR_TOKENS, LOOK_FEATURES)
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
 @cache
 def _direction(word: str) -> torch.Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
-    return F.normalize(torch.randn(OBJECT_FEATURES // 2, generator=generator), dim=0) * 2
+    return F.normalize(torch.randn(LOOK_FEATURES // 2, generator=generator), dim=0) * 2
 
 
 def _ids(rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:

@@ -32,9 +32,8 @@ class Answer(ModelOutput):
 def config(words: int, objects: int, ocr: int, ocr_tokens: int, steps: int = 12, **shape: Any) -> BertConfig:
     """`words` are the vocabulary's, `objects` and `ocr` the widths of the features, `ocr_tokens` the most a scene has.
 
-    Layers: 4, d = 256, 8 heads, 1,024 neurons, unless `shape` says otherwise.
+    `shape` is that of the layers, as `BertConfig` calls it.
     """
-    layers = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 1024, **shape}
     return BertConfig(
         vocab_size=words + ocr_tokens,
         words=words,
@@ -48,7 +47,7 @@ def config(words: int, objects: int, ocr: int, ocr_tokens: int, steps: int = 12,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        **layers,
+        **shape,
     )
 
 
