@@ -1,8 +1,8 @@
 """Generated scenes: signs with text, what object and text detectors see of them, a question about one, its answer.
 
-A scene has three to five signs in cells of a 3 x 3 grid. No two are alike in colour and kind, but two may share one of
-them. Detectors put out noisy features of the signs, and the words in reading order over the whole scene, with their
-boxes, some misspelt, some not at all. The answer is what really stands on the sign.
+A scene has three to five signs in cells of a 3 x 3 grid. No two are alike in colour and kind; many share a kind, and in
+some scenes two share their colour. Detectors put out noisy features of the signs, and the words in reading order over
+the whole scene, with their boxes, some misspelt, some not at all. The answer is what really stands on the sign.
 
 Words and layouts (which cells are taken) of the splits are disjoint. Only the words of `COMMON`, which the model can
 write itself, stand on signs of all splits.
@@ -23,6 +23,7 @@ MOST_WORDS = 4
 MISSPELT = 0.025
 DROPPED = 0.01
 COMMON_SHARE = 0.35
+TWINS = 0.2  # of the scenes have two signs that only the kind tells apart
 WORDS = 6000
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "orange", "purple")
@@ -112,10 +113,11 @@ def scene(split: str, number: int) -> Scene:
     """Scene `number` of a split: always the same."""
     rng = random.Random(f"{split} {number}")
     cells = rng.choice(layouts_of(split))
-    looks = rng.sample([(colour, kind) for colour in COLOURS for kind in KINDS], len(cells))
-    if rng.random() < 0.5:  # two signs that only the kind tells apart
-        colour = looks[0][0]
-        looks[1] = (colour, rng.choice([kind for kind in KINDS if (colour, kind) not in looks]))
+    looks = [(colour, rng.choice(KINDS)) for colour in rng.sample(COLOURS, len(cells))]
+    if rng.random() < TWINS:
+        one, other = rng.sample(range(len(looks)), 2)
+        colour, own = looks[one]
+        looks[other] = colour, rng.choice([kind for kind in KINDS if kind != own])
     rare = iter(rng.sample(words_of(split), MOST_WORDS * len(cells)))
     signs = []
     for (colour, kind), cell in zip(looks, cells, strict=True):
