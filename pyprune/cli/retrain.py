@@ -24,7 +24,7 @@ def retrain(
         typer.Option(help="rest (the default): masks, output heads, last layers; lora: adapters; full: all weights."),
     ] = None,
     targets: Annotated[
-        str | None, typer.Option(help="hard (the default): the dense model's answers; soft: its distributions.")
+        str | None, typer.Option(help="soft (the default): the dense model's distributions; hard: its answers.")
     ] = None,
     features: Annotated[float | None, typer.Option(help="Weight of the distance between hidden states (0).")] = None,
     share: Annotated[float | None, typer.Option(help="Share of the samples; rest: by its schedule.")] = None,

@@ -99,8 +99,8 @@ def _answers(teacher: Any, outputs: Any, batch: Batch) -> list[torch.Tensor]:
     logits = logits_of(outputs)
     if logits is None:
         raise InputError(
-            f"a {type(outputs).__name__} holds no answer to label data with: train on what the dense model puts out, "
-            'targets="soft"'
+            f"a {type(outputs).__name__} holds no answer to compare or to label data with: train on what the dense "
+            'model puts out, targets="soft", and give share and layers'
         )
     if logits.dim() == 3:
         text = next((batch.inputs[n] for n in ("decoder_input_ids", "input_ids") if n in batch.inputs), None)

@@ -36,7 +36,8 @@ class Retraining:
 
     - `method`: what is trained. `rest`: masks of all units, the output heads and the last `layers`; `lora`: adapters of
       rank `rank` on all linear layers of the blocks; `full`: all weights.
-    - `targets`: the dense model's answers, `hard`, or its distributions (hidden states where it has no logits), `soft`.
+    - `targets`: the dense model's distributions (hidden states where it has no logits), `soft`, or its answers alone,
+      `hard`, as ReSt is published.
     - `features`: weight of the distance between the hidden states behind the last layers, added to the loss.
     - `share` of the samples, `layers`: of `rest`; None leaves them to its schedule, by `break_point`. That is the size
       above which masks and heads suffice; None: it is searched, as the smallest size whose answers agree with the dense
@@ -45,7 +46,7 @@ class Retraining:
     """
 
     method: Method = "rest"
-    targets: Targets = "hard"
+    targets: Targets = "soft"
     features: float = 0.0
     share: float | None = None
     layers: int | None = None

@@ -195,7 +195,7 @@ def test_a_run_that_diverges_keeps_its_last_good_state(monkeypatch):
         return answer_loss(*args) * (torch.nan if len(calls) == 15 else 1)
 
     monkeypatch.setattr(retraining, "answer_loss", poisoned)
-    settings = {**FIXED, "batch_size": 4, "epochs": 2, "learning_rate": 1e-3}
+    settings = {**FIXED, "targets": "hard", "batch_size": 4, "epochs": 2, "learning_rate": 1e-3}
     trained, done = pyprune.retrain(student, teacher, data, **settings)
     assert re.search(r"the loss of step 15 is nan; the state of step 1\d was kept", done.stopped)
     assert len(calls) == 15
@@ -245,8 +245,10 @@ def test_of_few_samples_half_is_held_out():
 
 def test_models_that_put_out_hidden_states_have_soft_targets():
     teacher = tiny_model("bert")
-    with pytest.raises(InputError, match='targets="soft"'):
-        pyprune.retrain(teacher, teacher, samples(4), **FIXED)
+    for settings in ({**FIXED, "targets": "hard"}, {}):  # nor can the answers of held-out samples be compared
+        with pytest.raises(InputError, match='targets="soft", and give share and layers'):
+            pyprune.retrain(teacher, teacher, samples(4), **settings)
+    assert pyprune.retrain(teacher, teacher, samples(4), **FIXED)[1].steps == 1
 
 
 def test_a_model_that_lost_tokens_is_retrained_before():
