@@ -66,7 +66,8 @@ def test_a_run_that_diverges_writes_its_last_good_state(run, pruned, monkeypatch
         return answer_loss(*args) * (torch.nan if len(calls) == 3 else 1)
 
     monkeypatch.setattr(retraining, "answer_loss", poisoned)
-    code, _, err = run("retrain", pruned, "dense", "--out", "better", "--data", "passages.txt", *FIXED, "--targets", "hard")
+    where = ("--out", "better", "--data", "passages.txt", "--targets", "hard")
+    code, _, err = run("retrain", pruned, "dense", *where, *FIXED)
     assert code == 1
     assert "the loss of step 3 is nan; the state of step 1 was kept" in err
     assert run("verify", "better")[0] == 0
