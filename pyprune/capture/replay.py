@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,38 @@ def start(model: nn.Module, anatomy: Anatomy, batch: Batch) -> tuple[torch.Tenso
     if set(calls) != set(anatomy.layers):
         raise MismatchError(f"the model did not call {sorted(set(anatomy.layers) - set(calls))}")
     return entered[0], calls
+
+
+@dataclass
+class Resumption:
+    """What the next forward pass goes on from: the hidden state `[B, T, d]` of its batch; None: it is a whole one."""
+
+    hidden: torch.Tensor | None = None
+
+
+@contextmanager
+def resumed(model: nn.Module, anatomy: Anatomy, layer: str) -> Iterator[Resumption]:
+    """While it lasts forward passes begin at the layer at the path `layer`, with what is put into the `Resumption`.
+
+    What runs in front of the layers, and tells them masks and positions, runs as ever. Only for models all of whose
+    blocks have an exit, and whose output is made of what the last layer puts out.
+    """
+    given = Resumption()
+
+    def handing_on(path: str) -> Any:
+        own = model.get_submodule(path).forward
+
+        def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if given.hidden is None:
+                return own(hidden_states, *args, **kwargs)
+            return (given.hidden, None) if path in anatomy.pairs else given.hidden
+
+        return forward
+
+    with ExitStack() as stack:
+        for path in anatomy.layers[: anatomy.layers.index(layer)]:
+            stack.enter_context(forward_replaced(model.get_submodule(path), handing_on(path)))
+        yield given
 
 
 @torch.no_grad()

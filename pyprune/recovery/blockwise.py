@@ -2,7 +2,8 @@
 
 Student (pruned) and teacher read the same data. Only the residual streams at the current block are kept, one `[N, d]`
 pair for all tokens, with the student's kept activations of the one block in hand; every batch crosses every block
-once for the teacher and once for the student. A fitted block is what the next block's statistics see.
+once for the teacher and once for the student. A fitted block is what the next block's statistics see. What exceeds a
+bound on memory is not kept but computed anew, from the inputs on, whenever it is needed: the results are the same.
 
 Where a family does more between two blocks than add to the residual stream (parallel blocks, norms behind projections,
 several stacks), each block is reached by a forward pass of its own, which ends there: dearer by half the number of
@@ -11,18 +12,21 @@ blocks. The projection is then fitted to the teacher's projection alone, not to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from pyprune.capture.collect import frozen
-from pyprune.capture.replay import Call, advance, context, reach, start
+from pyprune.capture.replay import Call, advance, context, reach, resumed, start
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
 from pyprune.core.errors import MismatchError
+from pyprune.core.layers import matrix
 from pyprune.core.stages import Stages
 
 
@@ -51,11 +55,79 @@ class Fit(Protocol):
 
 @dataclass
 class _Stream:
-    batch: Batch
-    teacher: torch.Tensor
-    student: torch.Tensor
-    teacher_calls: dict[str, Call]
-    student_calls: dict[str, Call]
+    """One batch in one model: `hidden` `[B, T, d]` enters block `at`, and `entered` did the layer that holds it."""
+
+    at: int
+    hidden: torch.Tensor
+    entered: torch.Tensor
+    calls: dict[str, Call]
+
+    @property
+    def bytes(self) -> int:
+        held = {t.data_ptr(): t.nbytes for call in self.calls.values() for t in _tensors((call.args, call.kwargs))}
+        return 2 * self.hidden.nbytes + sum(held.values())
+
+
+def _tensors(found: Any) -> Iterator[torch.Tensor]:
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, (dict, list, tuple)):
+        for one in found.values() if isinstance(found, dict) else found:
+            yield from _tensors(one)
+
+
+@dataclass
+class Room:
+    """Bytes that may still be kept."""
+
+    bytes: float
+
+    def take(self, wanted: int) -> bool:
+        """Whether there is room; it is taken then."""
+        if wanted > self.bytes:
+            return False
+        self.bytes -= wanted
+        return True
+
+
+class _Streams:
+    """The hidden states of `batches` in one model, which go from block to block; kept as far as there is room."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Batch], room: Room) -> None:
+        self.model, self.anatomy, self.batches, self.room = model, anatomy, batches, room
+        self.kept: dict[int, _Stream] = {}
+
+    @property
+    def width(self) -> int:
+        """Entries of a hidden state."""
+        return matrix(self.model.get_submodule(self.anatomy.blocks[0].projection)).shape[0]
+
+    def at(self, index: int, block: int) -> _Stream:
+        """Batch `index` in front of `block`, with what the blocks before it are now."""
+        stream = self.kept.get(index)
+        if stream is None or stream.at > block:
+            hidden, calls = start(self.model, self.anatomy, self.batches[index])
+            stream = _Stream(0, hidden, hidden, calls)
+            if index in self.kept or self.room.take(stream.bytes):
+                self.kept[index] = stream
+        while stream.at < block:
+            self.behind(stream, self.context(stream))
+        return stream
+
+    def context(self, stream: _Stream) -> torch.Tensor:
+        """What the output projection of the stream's block reads."""
+        block = self.anatomy.blocks[stream.at]
+        return context(self.model, block, stream.hidden, stream.calls[block.layer_path])
+
+    def behind(self, stream: _Stream, x: torch.Tensor) -> torch.Tensor:
+        """The residual stream behind the block whose projection reads `x`; `stream` goes on to the next block."""
+        block = self.anatomy.blocks[stream.at]
+        left, stream.hidden = advance(self.model, block, stream.hidden, x)
+        stream.at += 1
+        following = self.anatomy.blocks[stream.at : stream.at + 1]
+        if following and following[0].layer_path != block.layer_path:
+            stream.entered = stream.hidden
+        return left
 
 
 class _Rows:
@@ -83,6 +155,98 @@ class _Rows:
         self.pending.clear()
 
 
+class Walk:
+    """The student's blocks, fitted one by one and in order, each when its caller says so.
+
+    In between the caller may cut the blocks that are still to come, and then says what the student is like by
+    `student_anatomy`. At most `memory` bytes of streams and activations are kept. Both models have to be `frozen`
+    meanwhile: dropout would be fitted too.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        student_anatomy: Anatomy,
+        teacher: nn.Module,
+        teacher_anatomy: Anatomy,
+        batches: Sequence[Batch],
+        memory: float = math.inf,
+    ) -> None:
+        if len(student_anatomy.blocks) != len(teacher_anatomy.blocks):
+            raise MismatchError("student and teacher have different numbers of blocks")
+        self.batches = [batch.on(student) for batch in batches]
+        self.room = Room(memory)
+        self.by_passes = any(block.exit is None for block in teacher_anatomy.blocks)
+        self.resumes = not self.by_passes
+        self.teacher = _Streams(teacher, teacher_anatomy, self.batches, self.room)
+        self.student = _Streams(student, student_anatomy, self.batches, self.room)
+
+    @property
+    def student_anatomy(self) -> Anatomy:
+        return self.student.anatomy
+
+    @student_anatomy.setter
+    def student_anatomy(self, anatomy: Anatomy) -> None:
+        self.student.anatomy = anatomy
+
+    @torch.no_grad()
+    def fit(self, index: int, fit: Callable[[nn.Module, Block], Fit | Outcome]) -> Outcome:
+        """Fit block `index`; `fit(projection, block)` starts its statistics, or returns an `Outcome` to skip it."""
+        block = self.student_anatomy.blocks[index]
+        started = fit(self.student.model.get_submodule(block.projection), block)
+        rows = _Rows(started)
+        if self.by_passes:
+            for batch in self.batches if not isinstance(started, Outcome) else ():
+                path = self.teacher.anatomy.blocks[index].projection
+                dense, pruned = (
+                    reach(self.teacher.model, path, batch),
+                    reach(self.student.model, block.projection, batch),
+                )
+                if dense is None or pruned is None:
+                    return Outcome(block.units.name, False, "the data never passes it")
+                rows.add(batch.real(pruned[0]), batch.real(dense[1]))
+            return rows.solve()
+        held = {}
+        for i, batch in enumerate(self.batches):
+            wanted = self.teacher.at(i, index)
+            target = self.teacher.behind(wanted, self.teacher.context(wanted))
+            stream = self.student.at(i, index)
+            x = self.student.context(stream)
+            if i in self.student.kept and self.room.take(x.nbytes):
+                held[i] = x
+            rows.add(batch.real(x), batch.real(target - stream.hidden))
+        outcome = rows.solve()
+        for i, stream in self.student.kept.items():
+            x = held.get(i)
+            self.student.behind(stream, self.student.context(stream) if x is None else x)
+        self.room.bytes += sum(x.nbytes for x in held.values())
+        return outcome
+
+    @contextmanager
+    def resumed(self, index: int) -> Iterator[Callable[[int], None]]:
+        """While it lasts, forward passes of both models begin at the layer that holds block `index`.
+
+        What it gives is called with the number of a batch before its passes. Nothing changes for families that cannot
+        be run block by block, or if `resumes` was set to False: their passes are whole.
+        """
+        layer = self.teacher.anatomy.blocks[index].layer_path
+        if not self.resumes or layer == self.teacher.anatomy.layers[0]:
+            yield lambda _: None
+            return
+        with ExitStack() as stack:
+            sides = [
+                (one, stack.enter_context(resumed(one.model, one.anatomy, layer)))
+                for one in (self.teacher, self.student)
+            ]
+
+            def enter(batch: int) -> None:
+                for streams, given in sides:
+                    given.hidden = None
+                    given.hidden = streams.at(batch, index).entered
+
+            yield enter
+
+
 @torch.no_grad()
 def fit_blocks(
     student: nn.Module,
@@ -93,60 +257,13 @@ def fit_blocks(
     fit: Callable[[nn.Module, Block], Fit | Outcome],
     stages: Stages,
     description: str,
+    memory: float = math.inf,
 ) -> list[Outcome]:
-    """Fit the student's blocks in order; `fit(projection, block)` starts one, or returns an `Outcome` to skip it."""
-    if len(student_anatomy.blocks) != len(teacher_anatomy.blocks):
-        raise MismatchError("student and teacher have different numbers of blocks")
+    """Fit the student's blocks in order; `fit(projection, block)` starts one, or returns an `Outcome` to skip it.
+
+    At most `memory` bytes of streams and activations are kept.
+    """
     student_anatomy.need_projections(description)
-    pairs = list(zip(student_anatomy.blocks, teacher_anatomy.blocks, strict=True))
-    if any(block.exit is None for block in teacher_anatomy.blocks):
-        return _fit_by_passes(student, teacher, pairs, batches, fit, stages, description)
+    walk = Walk(student, student_anatomy, teacher, teacher_anatomy, batches, memory)
     with frozen(student), frozen(teacher):  # dropout would be fitted too
-        streams = []
-        for batch in batches:
-            moved = batch.on(student)
-            hidden_t, calls_t = start(teacher, teacher_anatomy, moved)
-            hidden_s, calls_s = start(student, student_anatomy, moved)
-            streams.append(_Stream(moved, hidden_t, hidden_s, calls_t, calls_s))
-
-        outcomes = []
-        for block, teacher_block in stages.progress(pairs, description):
-            started = fit(student.get_submodule(block.projection), block)
-            rows = _Rows(started)
-            activations = []
-            for stream in streams:
-                x_t = context(teacher, teacher_block, stream.teacher, stream.teacher_calls[teacher_block.layer_path])
-                target, stream.teacher = advance(teacher, teacher_block, stream.teacher, x_t)
-                x = context(student, block, stream.student, stream.student_calls[block.layer_path])
-                activations.append(x)
-                rows.add(stream.batch.real(x), stream.batch.real(target - stream.student))
-            outcomes.append(rows.solve())
-            for stream, x in zip(streams, activations, strict=True):
-                _, stream.student = advance(student, block, stream.student, x)
-        return outcomes
-
-
-def _fit_by_passes(
-    student: nn.Module,
-    teacher: nn.Module,
-    pairs: Sequence[tuple[Block, Block]],
-    batches: Sequence[Batch],
-    fit: Callable[[nn.Module, Block], Fit | Outcome],
-    stages: Stages,
-    description: str,
-) -> list[Outcome]:
-    """`fit_blocks` for models that cannot be run block by block: a forward pass of both for every block and batch."""
-    outcomes = []
-    moved = [batch.on(student) for batch in batches]
-    with frozen(student), frozen(teacher):
-        for block, teacher_block in stages.progress(pairs, description):
-            started = fit(student.get_submodule(block.projection), block)
-            rows = _Rows(started)
-            for batch in moved if not isinstance(started, Outcome) else ():
-                dense, pruned = reach(teacher, teacher_block.projection, batch), reach(student, block.projection, batch)
-                if dense is None or pruned is None:
-                    rows = _Rows(Outcome(block.units.name, False, "the data never passes it"))
-                    break
-                rows.add(batch.real(pruned[0]), batch.real(dense[1]))
-            outcomes.append(rows.solve())
-    return outcomes
+        return [walk.fit(index, fit) for index in stages.progress(range(len(walk.student_anatomy.blocks)), description)]

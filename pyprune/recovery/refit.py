@@ -23,8 +23,8 @@ from pyprune.core.stages import Stages
 from pyprune.recovery.blockwise import Outcome, fit_blocks
 
 
-class _LeastSquares:
-    """Gram matrices of one block, and their solution."""
+class LeastSquares:
+    """Gram matrices of one block, and their solution: a `Fit` of `recovery.blockwise`."""
 
     def __init__(self, projection: nn.Module, block: Block, damping: float) -> None:
         self.projection, self.name, self.damping = projection, block.units.name, damping
@@ -97,17 +97,17 @@ def refit(
     batches: list[Batch],
     damping: float = 1e-2,
     stages: Stages | None = None,
+    memory: float = math.inf,
 ) -> list[Outcome]:
     """Refit all output projections of the pruned `student` in place to the dense `teacher`; what became of each block.
 
-    `damping` is relative to the mean diagonal of the block's centred Gram matrix. Raises InputError when it is not
-    positive.
+    `damping` is relative to the mean diagonal of the block's centred Gram matrix. At most `memory` bytes of streams and
+    activations are kept. Raises InputError when `damping` is not positive.
     """
     check_damping(damping)
 
-    def start(projection: nn.Module, block: Block) -> _LeastSquares:
-        return _LeastSquares(projection, block, damping)
+    def start(projection: nn.Module, block: Block) -> LeastSquares:
+        return LeastSquares(projection, block, damping)
 
-    return fit_blocks(
-        student, student_anatomy, teacher, teacher_anatomy, batches, start, stages or Stages(quiet=True), "refit"
-    )
+    stages = stages or Stages(quiet=True)
+    return fit_blocks(student, student_anatomy, teacher, teacher_anatomy, batches, start, stages, "refit", memory)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mask_gradients import anatomy_of, samples_of
 
-from pyprune.capture.replay import advance, context, start
+from pyprune.capture.replay import advance, context, resumed, start
 from pyprune.core.errors import MismatchError
 from pyprune.models.adapter import adapter_for
 from pyprune.slicing.slice import slice_
@@ -68,6 +68,32 @@ def test_walking_is_the_models_own_forward(variant, head, attention, pruned):
                 numerics.ratio(state[real], expected[real])
             for block, x in zip(anatomy.blocks, inputs, strict=True):
                 assert x.shape == (*real.shape, block.units.size * block.units.width)
+
+
+@pytest.mark.parametrize(("variant", "head"), CASES)
+@torch.no_grad()
+def test_a_pass_that_begins_at_a_later_layer_puts_out_the_same(variant, head):
+    model = tiny_model(variant, head, torch.float64)
+    anatomy, batch = anatomy_of(model), batches_of(1.0)[0]
+    ran = []
+    for block in anatomy.blocks:
+        projection = model.get_submodule(block.projection)
+        projection.register_forward_hook(lambda *_, name=block.units.name: ran.append(name))
+    names = [block.units.name for block in anatomy.blocks]
+    for layer, path in enumerate(anatomy.layers):
+        hidden, calls = start(model, anatomy, batch)
+        for block in anatomy.blocks[: 2 * layer]:
+            _, hidden = advance(model, block, hidden, context(model, block, hidden, calls[block.layer_path]))
+        with resumed(model, anatomy, path) as given:
+            ran.clear()
+            whole = model(**batch.inputs)[0]
+            assert ran == names
+            ran.clear()
+            given.hidden = hidden
+            partly = model(**batch.inputs)[0]
+            assert ran == names[2 * layer :]
+        numerics.ratio(partly, whole)
+    numerics.exact(model(**batch.inputs)[0], whole)
 
 
 @pytest.mark.parametrize("variant", ["bert", "llama"])

@@ -1,5 +1,7 @@
 """The walk: every batch crosses every half-block once per model, and one block's activations live at a time."""
 
+import copy
+import math
 import weakref
 from collections import Counter
 
@@ -7,9 +9,10 @@ import pytest
 import torch
 from explicit import anatomy_of, pruned_pair, samples_of
 
+from pyprune.capture.collect import frozen
 from pyprune.core.stages import Stages
 from pyprune.recovery import blockwise
-from pyprune.recovery.blockwise import Outcome, fit_blocks
+from pyprune.recovery.blockwise import Outcome, Walk, fit_blocks
 from pyprune.recovery.mask_tuning import tune_masks
 from pyprune.recovery.refit import refit
 
@@ -100,6 +103,38 @@ def test_skipped_blocks_still_carry_the_streams():
     outcomes = fit_blocks(student, anatomies[0], teacher, anatomies[1], batches, fit, Stages(quiet=True), "")
     assert [outcome.reason for outcome in outcomes] == ["", "skipped"] * 3
     assert all(sum(x for x, _ in recorded.rows) == int(samples_of().lengths.sum()) for recorded in seen)
+
+
+@pytest.mark.parametrize("variant", ["bert", "llama", "gpt_neox"])
+def test_what_there_is_no_room_for_is_computed_again(variant):
+    """The same weights, whatever is kept; and with no room nothing is."""
+    teacher, student = pruned_pair(variant)
+    batches = samples_of().batches(max_tokens=40)
+    found = []
+    for memory in (math.inf, 60_000, 0):
+        other = copy.deepcopy(student)
+        outcomes = refit(other, anatomy_of(other), teacher, anatomy_of(teacher), batches, memory=memory)
+        assert any(outcome.fitted for outcome in outcomes)
+        found.append(list(other.parameters()))
+    for others in found[1:]:
+        for a, b in zip(found[0], others, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_no_more_is_kept_than_there_is_room_for():
+    teacher, student = pruned_pair("bert")
+    batches = samples_of().batches(max_tokens=40)
+    kept = []
+    for memory in (0, 60_000, math.inf):
+        walk = Walk(student, anatomy_of(student), teacher, anatomy_of(teacher), batches, memory)
+        with frozen(student), frozen(teacher):
+            for index in range(2):
+                walk.fit(index, lambda projection, block: Recorded())
+        streams = [*walk.teacher.kept.values(), *walk.student.kept.values()]
+        assert sum(stream.bytes for stream in streams) <= memory
+        assert walk.room.bytes == memory - sum(stream.bytes for stream in streams) or memory == math.inf
+        kept.append(len(streams))
+    assert 0 == kept[0] < kept[1] < kept[2] == 2 * len(batches)
 
 
 def test_no_graph_is_left_behind():
