@@ -39,9 +39,17 @@ from pyprune.models.discovery import discover_
 from pyprune.models.loading import check_model, load, local_directory
 from pyprune.models.native import is_native, make_native_, native_groups, native_stages
 from pyprune.models.saving import check_output, complete_directory, write_checkpoint
-from pyprune.recipes import RECIPES, Recipe
+from pyprune.recipes import RECIPES, BlockwiseRecipe, Recipe
 from pyprune.recovery.blockwise import Outcome
-from pyprune.scoring import check_tuning, check_units_tuned, coverage, scored, scores_blocks, tokens_alone
+from pyprune.scoring import (
+    check_tuning,
+    check_units_tuned,
+    coverage,
+    planned_blocks,
+    scored,
+    scores_blocks,
+    tokens_alone,
+)
 from pyprune.search import check_vocabulary, search_jointly, search_vocabulary
 from pyprune.search.separable import check_feasible
 from pyprune.slicing.slice import slice_
@@ -426,15 +434,21 @@ def prune(
 
     scores = None
     if given is None:
-        scores = partial.load_scores() if partial else None
-        if scores is None:
-            with stages.stage("score"):
-                scores = scored(chosen, dense, anatomy, calibration, seed, stages, axes)
-            if partial:
-                partial.save_scores(scores)
-        with stages.stage("plan"):
-            bounds = {"multiple_of": multiple_of, "uniform": deploy == "uniform"}
-            given = _planned(chosen, scores, anatomy, parsed, counted, least, **bounds)
+        bounds = {"multiple_of": multiple_of, "uniform": deploy == "uniform"}
+        if runs and isinstance(chosen, BlockwiseRecipe):
+            with stages.stage("plan"):
+                scores, given = planned_blocks(
+                    chosen, dense, anatomy, calibration, parsed, counted, least, _planned, stages, **bounds
+                )
+        else:
+            scores = partial.load_scores() if partial else None
+            if scores is None:
+                with stages.stage("score"):
+                    scores = scored(chosen, dense, anatomy, calibration, seed, stages, axes)
+                if partial:
+                    partial.save_scores(scores)
+            with stages.stage("plan"):
+                given = _planned(chosen, scores, anatomy, parsed, counted, least, **bounds)
         if partial:
             partial.save_plan(given)
     notices = notices_of(dense, tokenizer, calibration, held_out)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from pyprune.core.anatomy import Anatomy
 from pyprune.core.batches import Samples
+from pyprune.core.budget import Budget, Limit
 from pyprune.core.errors import InputError
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.core.units import asked
 from pyprune.importance.usage import token_usage
-from pyprune.recipes import Recipe
+from pyprune.models.adapter import adapter_for
+from pyprune.recipes import BlockwiseRecipe, Recipe
 
 
 def scores_blocks(axes: Iterable[str] | None) -> bool:
@@ -63,6 +66,38 @@ def scored(
         group = anatomy.vocabulary.units
         scores.values[group.name] = token_usage(calibration, group.size)
     return scores
+
+
+def planned_blocks(
+    chosen: BlockwiseRecipe,
+    dense: nn.Module,
+    anatomy: Anatomy,
+    calibration: Samples,
+    budget: Budget,
+    length: float,
+    least: Mapping[str, int],
+    search: Callable[..., Plan],
+    stages: Stages,
+    **bounds: Any,
+) -> tuple[Scores, Plan]:
+    """The plan of a recipe that makes it while it cuts blocks, and the scores that it had.
+
+    `search(chosen, scores, anatomy, budget, length, least, **bounds)` plans what is left. InputError for plans that
+    must be alike in all layers.
+    """
+    if bounds.get("uniform"):
+        raise InputError(
+            f"deploy='uniform': not possible with recipe={chosen.name!r}, which decides on one layer after another"
+        )
+    limits = budget.absolute(anatomy, length)  # shares would be of a model that is smaller with every block
+    left = Budget(tuple(Limit(resource, amount, relative=False) for resource, amount in limits.items()))
+
+    def find(scores: Scores, remaining: Anatomy, floor: Mapping[str, int]) -> Plan:
+        return search(chosen, scores, remaining, left, length, floor, **bounds)
+
+    scores, plan = chosen.plan_blocks(dense, adapter_for(dense), anatomy, calibration, find, least, stages)
+    plan.meta |= {"budget": budget.to_dict()}
+    return scores, plan
 
 
 def coverage(plan: Plan, calibration: Samples, held_out: Samples | None) -> list[str]:

@@ -35,7 +35,7 @@ def samples(count=24, seed=0):
 
 
 @pytest.mark.parametrize(("variant", "head"), FAMILIES)
-@pytest.mark.parametrize("recipe", ["surgeon", "kwon"])
+@pytest.mark.parametrize("recipe", ["surgeon", "kwon", "kprune"])
 def test_prune_every_family_with_every_recipe(variant, head, recipe, tmp_path):
     model = tiny_model(variant, head)
     before = copy.deepcopy(model.state_dict())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -41,6 +41,31 @@ class Recipe(Protocol):
         stages: Stages,
     ) -> list[Outcome]:
         """Get accuracy back without training: change the sliced `student` in place with `dense` as the teacher."""
+        ...
+
+
+# The plan for a model that is partly cut, by scores and by how many units of every group stay at least.
+Find = Callable[[Scores, Anatomy, Mapping[str, int]], Plan]
+
+
+@runtime_checkable
+class BlockwiseRecipe(Recipe, Protocol):
+    """A recipe that scores a block once those before it are cut: its plan is made on data."""
+
+    def plan_blocks(
+        self,
+        dense: nn.Module,
+        adapter: Adapter,
+        anatomy: Anatomy,
+        samples: Samples,
+        find: Find,
+        least: Mapping[str, int],
+        stages: Stages,
+    ) -> tuple[Scores, Plan]:
+        """Which units stay when `find` plans what is left of the budget before every block; `dense` stays as it is.
+
+        The scores are those by which each block was cut.
+        """
         ...
 
 

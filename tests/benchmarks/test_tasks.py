@@ -116,5 +116,5 @@ def test_settings_are_python_values_where_they_can_be():
 
 
 def test_every_public_recipe_is_there():
-    assert {"kwon", "surgeon", "flap"} <= run.recipes().keys()
+    assert {"kwon", "kprune", "surgeon", "flap"} <= run.recipes().keys()
     assert run.recipe_of("kwon", {"tuning": "none"}) == pyprune.Kwon(tuning="none")

@@ -131,6 +131,20 @@ def test_layers_and_width_from_scores_to_checkpoint(run, dense, text, tmp_path):
     assert (code, "recipe='surgeon': not possible for the axis hidden" in err) == (2, True)
 
 
+def test_a_recipe_that_plans_on_data(run, dense, text):
+    given = ["prune", dense, "--data", text, "--out", "small", "--recipe", "kprune", *SAMPLES]
+    code, out, _ = run(*given, "--flops", "0.6", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["blocks"]["flops"][1] <= 0.6 * report["blocks"]["flops"][0]
+    assert [s["name"] for s in report["stages"]][:4] == ["load", "plan", "slice", "tune"]
+    assert not Path("small.partial").exists()
+    refuse(
+        run, "score", dense, "--data", text, "--out", "x", "--recipe", "kprune", says="scores blocks while it prunes"
+    )
+    refuse(run, *given, "--flops", "0.9", "--deploy", "uniform", "--overwrite", says="deploy='uniform': not possible")
+
+
 def test_verify_a_dense_model(run, dense, tmp_path):
     code, out, _ = run("verify", dense, "--keep", "0.5", "--seed", "3")
     assert code == 0

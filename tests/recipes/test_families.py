@@ -29,7 +29,7 @@ def samples():
         ("gpt2", "AutoModelForCausalLM"),  # weights stored the other way round
     ],
 )
-@pytest.mark.parametrize("recipe", ["surgeon", "kwon", "flap"])
+@pytest.mark.parametrize("recipe", ["surgeon", "kwon", "kprune", "flap"])
 def test_every_recipe_prunes_and_tunes(variant, head, recipe):
     model = tiny_model(variant, head)
     result = pyprune.prune(model, {"params": 0.6}, samples(), recipe=recipe)
@@ -75,7 +75,7 @@ def rows_at(model, path):
     return torch.cat([x for x, _ in rows]), torch.cat([y for _, y in rows])
 
 
-@pytest.mark.parametrize("recipe", ["surgeon", "kwon", "flap"])
+@pytest.mark.parametrize("recipe", ["surgeon", "kwon", "kprune", "flap"])
 def test_blocks_that_the_data_never_passes_are_named(recipe):
     model = tiny_model("gpt2-cross", "AutoModelForCausalLM")
     with pytest.raises(InputError, match=r"layers.0.cross_heads: the data never passes it"):
