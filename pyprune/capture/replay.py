@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,6 +98,71 @@ def resumed(model: nn.Module, anatomy: Anatomy, layer: str) -> Iterator[Resumpti
         for path in anatomy.layers[: anatomy.layers.index(layer)]:
             stack.enter_context(forward_replaced(model.get_submodule(path), handing_on(path)))
         yield given
+
+
+class SettledLayers:
+    """What layers put out that will not change any more: they run once for every batch, whatever the family.
+
+    A layer is left to run when one that is not settled was entered before it, on which it might depend. `take(bytes)`
+    says whether so much more may be kept.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, take: Callable[[int], bool]) -> None:
+        self.model, self.take = model, take
+        self.paths = [block.layer_path for block in anatomy.blocks]
+        self.found: dict[tuple[str, int, int], Any] = {}
+        self.batch = -1
+        self.calls: Counter[str] = Counter()
+        self.beyond = True
+
+    def enter(self, batch: int) -> None:
+        """The next forward pass is one of batch number `batch`."""
+        self.batch, self.beyond = batch, False
+        self.calls.clear()
+
+    @contextmanager
+    def before(self, block: int) -> Iterator[None]:
+        """While it lasts, layers are settled all of whose blocks come before number `block`."""
+        others = set(self.paths[block:])
+        with ExitStack() as stack:
+            for path in others:
+                stack.callback(self.model.get_submodule(path).register_forward_pre_hook(self._passed).remove)
+            for path in set(self.paths) - others:
+                layer = self.model.get_submodule(path)
+                stack.enter_context(forward_replaced(layer, partial(self._run, path, layer.forward)))
+            yield
+        self.beyond = True
+
+    def _passed(self, *_: Any) -> None:
+        self.beyond = True
+
+    def _run(self, path: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.beyond:
+            return own(*args, **kwargs)
+        key = path, self.batch, self.calls[path]
+        self.calls[path] += 1
+        if key not in self.found:
+            output = own(*args, **kwargs)
+            if not self.take(sum(t.nbytes for t in tensors_in(output))):
+                return output
+            self.found[key] = output
+        return _copied(self.found[key])
+
+
+def tensors_in(found: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested dicts, lists and tuples."""
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, (dict, list, tuple)):
+        for one in found.values() if isinstance(found, dict) else found:
+            yield from tensors_in(one)
+
+
+def _copied(found: Any) -> Any:
+    """What a layer put out, again: whoever reads it may change it in place."""
+    if isinstance(found, torch.Tensor):
+        return found.detach().clone()
+    return tuple(map(_copied, found)) if type(found) is tuple else found
 
 
 @torch.no_grad()

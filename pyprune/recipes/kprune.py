@@ -121,7 +121,8 @@ class KPrune:
         kept, values, tokens = {}, {}, {}
         floors, plan = dict(least), Plan.keep_all(anatomy)
         with frozen(student), frozen(dense):
-            measured.check_resumption()
+            if walk.resumes:
+                measured.check_resumption()
             for index, block in enumerate(stages.progress(anatomy.blocks, "prune")):
                 name, small = block.units.name, walk.student_anatomy
                 if block.units.size:
@@ -137,7 +138,7 @@ class KPrune:
                     walk.student_anatomy = adapter.anatomy(student, axes)
                 kept[name] = plan.kept[name]
                 floors[name] = len(kept[name])
-                if self.tuning == "refit":
+                if self.tuning == "refit" and index + 1 < len(anatomy.blocks):
                     walk.fit(index, self._started)
         meta = {"criterion": self.name, "samples": len(samples), "compat": self.compat}
         meta |= {"mean_length": float(samples.lengths.double().mean()), "notices": _notices(anatomy, tokens)}
@@ -203,7 +204,7 @@ class _Measured:
             enter(0)
             partly = self.divergence.said(run(self.dense, batch.inputs), batch)
         pairs = zip(whole, partly, strict=True)
-        self.walk.resumes &= all(torch.allclose(a, b, rtol=_ALIKE, atol=_ALIKE * float(_size(a))) for a, b in pairs)
+        self.walk.resumes = all(torch.allclose(a, b, rtol=_ALIKE, atol=_ALIKE * float(_size(a))) for a, b in pairs)
 
     def from_block(self, index: int) -> Knowledge:
         """What block `index` and those behind it know."""

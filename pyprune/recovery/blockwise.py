@@ -16,13 +16,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from pyprune.capture.collect import frozen
-from pyprune.capture.replay import Call, advance, context, reach, resumed, start
+from pyprune.capture.replay import Call, SettledLayers, advance, context, reach, resumed, start, tensors_in
 from pyprune.core.anatomy import Anatomy, Block
 from pyprune.core.batches import Batch
 from pyprune.core.errors import MismatchError
@@ -64,16 +64,8 @@ class _Stream:
 
     @property
     def bytes(self) -> int:
-        held = {t.data_ptr(): t.nbytes for call in self.calls.values() for t in _tensors((call.args, call.kwargs))}
+        held = {t.data_ptr(): t.nbytes for call in self.calls.values() for t in tensors_in((call.args, call.kwargs))}
         return 2 * self.hidden.nbytes + sum(held.values())
-
-
-def _tensors(found: Any) -> Iterator[torch.Tensor]:
-    if isinstance(found, torch.Tensor):
-        yield found
-    elif isinstance(found, (dict, list, tuple)):
-        for one in found.values() if isinstance(found, dict) else found:
-            yield from _tensors(one)
 
 
 @dataclass
@@ -180,6 +172,9 @@ class Walk:
         self.resumes = not self.by_passes
         self.teacher = _Streams(teacher, teacher_anatomy, self.batches, self.room)
         self.student = _Streams(student, student_anatomy, self.batches, self.room)
+        # What all layers put out for all tokens is kept only under a bound.
+        bounded = math.isfinite(memory)
+        self.settled = [SettledLayers(m, teacher_anatomy, self.room.take) for m in (teacher, student) if bounded]
 
     @property
     def student_anatomy(self) -> Anatomy:
@@ -196,16 +191,7 @@ class Walk:
         started = fit(self.student.model.get_submodule(block.projection), block)
         rows = _Rows(started)
         if self.by_passes:
-            for batch in self.batches if not isinstance(started, Outcome) else ():
-                path = self.teacher.anatomy.blocks[index].projection
-                dense, pruned = (
-                    reach(self.teacher.model, path, batch),
-                    reach(self.student.model, block.projection, batch),
-                )
-                if dense is None or pruned is None:
-                    return Outcome(block.units.name, False, "the data never passes it")
-                rows.add(batch.real(pruned[0]), batch.real(dense[1]))
-            return rows.solve()
+            return started if isinstance(started, Outcome) else self._fit_by_passes(index, rows)
         held = {}
         for i, batch in enumerate(self.batches):
             wanted = self.teacher.at(i, index)
@@ -222,25 +208,39 @@ class Walk:
         self.room.bytes += sum(x.nbytes for x in held.values())
         return outcome
 
+    def _fit_by_passes(self, index: int, rows: _Rows) -> Outcome:
+        blocks = [one.anatomy.blocks[index] for one in (self.teacher, self.student)]
+        with self.resumed(index) as enter:
+            for i, batch in enumerate(self.batches):
+                enter(i)
+                dense = reach(self.teacher.model, blocks[0].projection, batch)
+                pruned = reach(self.student.model, blocks[1].projection, batch)
+                if dense is None or pruned is None:
+                    return Outcome(blocks[1].units.name, False, "the data never passes it")
+                rows.add(batch.real(pruned[0]), batch.real(dense[1]))
+        return rows.solve()
+
     @contextmanager
     def resumed(self, index: int) -> Iterator[Callable[[int], None]]:
-        """While it lasts, forward passes of both models begin at the layer that holds block `index`.
+        """While it lasts, forward passes of both models leave out the layers before the one that holds block `index`.
 
-        What it gives is called with the number of a batch before its passes. Nothing changes for families that cannot
-        be run block by block, or if `resumes` was set to False: their passes are whole.
+        What it gives is called with the number of a batch before its passes. Where models cannot be run block by block,
+        or `resumes` was set to False, what those layers put out is kept as far as there is room for it.
         """
         layer = self.teacher.anatomy.blocks[index].layer_path
-        if not self.resumes or layer == self.teacher.anatomy.layers[0]:
-            yield lambda _: None
-            return
         with ExitStack() as stack:
-            sides = [
-                (one, stack.enter_context(resumed(one.model, one.anatomy, layer)))
-                for one in (self.teacher, self.student)
-            ]
+            if not self.resumes:
+                for one in self.settled:
+                    stack.enter_context(one.before(index))
+            given_to = []
+            if self.resumes and layer != self.teacher.anatomy.layers[0]:
+                for one in (self.teacher, self.student):
+                    given_to.append((one, stack.enter_context(resumed(one.model, one.anatomy, layer))))
 
             def enter(batch: int) -> None:
-                for streams, given in sides:
+                for one in self.settled:
+                    one.enter(batch)
+                for streams, given in given_to:
                     given.hidden = None
                     given.hidden = streams.at(batch, index).entered
 

@@ -172,7 +172,7 @@ def weights(result):
     return {name: p.detach() for name, p in result.pruned.named_parameters()}
 
 
-@pytest.mark.parametrize(("variant", "head"), CASES)
+@pytest.mark.parametrize(("variant", "head"), [*CASES, ("bart", "AutoModel")])
 def test_what_is_not_kept_in_memory_is_computed_again(variant, head):
     model = tiny_model(variant, head, torch.float64)
     kept, anew, some = (
@@ -181,6 +181,23 @@ def test_what_is_not_kept_in_memory_is_computed_again(variant, head):
     for other in (anew, some):
         for name, p in weights(kept).items():
             torch.testing.assert_close(weights(other)[name], p, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("variant", "head"), [("bart", "AutoModelForSeq2SeqLM"), ("gpt_neox", "AutoModelForCausalLM")])
+def test_settled_layers_of_any_family_run_once(variant, head):
+    """For every batch and model a layer runs for its own blocks, once more when it is settled, and then no more."""
+    model = tiny_model(variant, head, torch.float64)
+    anatomy, runs = adapter_for(model).anatomy(model), []
+    first, last = anatomy.blocks[0], anatomy.blocks[-1]
+    for block in (first, last):
+        model.get_submodule(block.projection).register_forward_hook(lambda *_, b=block: runs.append(b))
+    counts = {}
+    for memory in (1.0, 0.0):
+        runs.clear()
+        pyprune.prune(model, {"flops": 0.7}, samples_of(), recipe="kprune", memory=memory, dry_run=True)
+        counts[memory] = runs.count(first), runs.count(last)
+    assert counts[1.0][1] == counts[0.0][1]
+    assert counts[1.0][0] < counts[0.0][0] / 2
 
 
 def test_layers_that_are_settled_are_not_run_again():
