@@ -1,12 +1,13 @@
 """Replay: block after block gives what the model's own forward gives, in every family."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from mask_gradients import anatomy_of, samples_of
 
-from pyprune.capture.replay import advance, context, resumed, start
+from pyprune.capture.replay import SettledLayers, advance, context, resumed, start, tensors_in
 from pyprune.core.errors import MismatchError
 from pyprune.models.adapter import adapter_for
 from pyprune.slicing.slice import slice_
@@ -94,6 +95,51 @@ def test_a_pass_that_begins_at_a_later_layer_puts_out_the_same(variant, head):
             assert ran == names[2 * layer :]
         numerics.ratio(partly, whole)
     numerics.exact(model(**batch.inputs)[0], whole)
+
+
+@torch.no_grad()
+def test_settled_layers_run_once_a_batch_and_are_not_changed_by_their_readers():
+    model = tiny_model("bart", dtype=torch.float64)
+    anatomy, batches = anatomy_of(model), batches_of(0.0)
+    settled, ran = SettledLayers(model, anatomy, lambda _: True), []
+    for path in anatomy.layers:
+        projection = next(b.projection for b in anatomy.blocks if b.layer_path == path)
+        model.get_submodule(projection).register_forward_hook(lambda *_, path=path: ran.append(path))
+    expected = [model(**batch.inputs)[0] for batch in batches]
+    block = next(i for i, b in enumerate(anatomy.blocks) if b.units.name.endswith("cross_heads"))
+    later = {b.layer_path for b in anatomy.blocks[block:]}
+    assert 0 < len(later) < len(anatomy.layers)
+    for time in range(3):
+        ran.clear()
+        with settled.before(block):
+            for i, batch in enumerate(batches):
+                settled.enter(i)
+                numerics.exact(model(**batch.inputs)[0], expected[i])
+        assert set(ran) == (later if time else set(anatomy.layers))
+    for output in settled.found.values():
+        assert all(t.isfinite().all() for t in tensors_in(output))
+    with settled.before(block):
+        settled.enter(0)
+        first = model.get_submodule(anatomy.layers[0])
+        for t in tensors_in(first(None)):
+            t.fill_(torch.nan)
+        settled.enter(0)
+        numerics.exact(model(**batches[0].inputs)[0], expected[0])
+
+
+@torch.no_grad()
+def test_a_layer_behind_one_that_may_change_is_run():
+    model = tiny_model("bert", dtype=torch.float64)
+    anatomy, batch = anatomy_of(model), batches_of(0.0)[0]
+    backwards = replace(anatomy, blocks=anatomy.blocks[::-1])  # as if the last layers were settled first
+    settled = SettledLayers(model, backwards, lambda _: True)
+    for _ in range(2):
+        expected = model(**batch.inputs)[0]
+        with settled.before(2):
+            settled.enter(0)
+            numerics.exact(model(**batch.inputs)[0], expected)
+        model.encoder.layer[0].output.dense.weight.mul_(1.5)
+    assert not settled.found
 
 
 @pytest.mark.parametrize("variant", ["bert", "llama"])

@@ -7,7 +7,7 @@ import torch
 
 import pyprune
 from pyprune.core.batches import Samples
-from pyprune.core.errors import InputError
+from pyprune.core.errors import InputError, NumericsError
 from pyprune.models.adapter import adapter_for
 from pyprune.recipes import KPrune
 from pyprune.testing.models import tiny_model
@@ -283,6 +283,13 @@ def test_a_refit_that_fails_is_an_outcome():
     assert reasons == {"singular statistics: more data or more damping is needed"}
     assert any("3 calibration tokens for the" in notice for notice in result.notices)
     assert not pyprune.prune(model, {"flops": 0.8}, samples_of(), recipe="kprune", tuning="none").outcomes
+
+
+def test_what_is_not_finite_is_named():
+    model = tiny_model("bert", "AutoModelForSequenceClassification")
+    model.base_model.encoder.layer[1].intermediate.register_forward_hook(lambda _, args, y: y * torch.inf)
+    with pytest.raises(NumericsError, match=r"gradients or activations of layers\.\d\.\w+ hold NaN or Inf"):
+        pyprune.prune(model, {"flops": 0.8}, samples_of(), recipe="kprune")
 
 
 def test_a_block_of_one_unit_is_told():
