@@ -438,7 +438,7 @@ def prune(
         if runs and isinstance(chosen, BlockwiseRecipe):
             with stages.stage("plan"):
                 scores, given = planned_blocks(
-                    chosen, dense, anatomy, calibration, parsed, counted, least, _planned, stages, **bounds
+                    chosen, dense, anatomy, calibration, parsed, counted, least, _planned, seed, stages, **bounds
                 )
         else:
             scores = partial.load_scores() if partial else None

@@ -77,6 +77,7 @@ def planned_blocks(
     length: float,
     least: Mapping[str, int],
     search: Callable[..., Plan],
+    seed: int,
     stages: Stages,
     **bounds: Any,
 ) -> tuple[Scores, Plan]:
@@ -95,7 +96,7 @@ def planned_blocks(
     def find(scores: Scores, remaining: Anatomy, floor: Mapping[str, int]) -> Plan:
         return search(chosen, scores, remaining, left, length, floor, **bounds)
 
-    scores, plan = chosen.plan_blocks(dense, adapter_for(dense), anatomy, calibration, find, least, stages)
+    scores, plan = chosen.plan_blocks(dense, adapter_for(dense), anatomy, calibration, find, least, seed, stages)
     plan.meta |= {"budget": budget.to_dict()}
     return scores, plan
 

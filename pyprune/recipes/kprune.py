@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pyprune.capture.collect import frozen
-from pyprune.capture.divergence import Divergence
+from pyprune.capture.divergence import Curvature, Divergence
 from pyprune.capture.knowledge import Knowledge, collect_knowledge
 from pyprune.capture.outputs import run
 from pyprune.core.anatomy import Adapter, Anatomy, Block
@@ -48,19 +48,20 @@ class KPrune:
     - `lam_pred`, `lam_rep`: weights of predictive and representational knowledge.
     - `mu`: weight of a head, whose knowledge is the mean over its channels; None: the sum, as 64 is for heads of 64.
     - `temperature`: of the predictions that are compared with the dense model's.
-    - `squared`: gradients are squared for each `sample`, or their mean over `batch` samples is, as published.
-    - `batch`: samples that share a square, in the data's own order.
+    - `pred`: what predictive knowledge is. `curvature`: the second derivative of the divergence, from labels that the
+      model draws itself; `sample`: the square of its gradient, sample by sample; `batch`: of the mean gradient over
+      `batch` samples in the data's own order, as published.
     - `tuning`: `refit` or `none`, which leaves the output projections as they are.
     - `damping`: of the refit, relative to the mean diagonal of its statistics.
     - `memory`: GiB of streams and of the dense model's answers that are kept; what exceeds it is computed anew.
-    - `compat="published"` sets `squared="batch"` and `batch=32`.
+    - `compat="published"` sets `pred="batch"` and `batch=32`.
     """
 
     lam_pred: float = 1.0
     lam_rep: float = 2.5e-4
     mu: float | None = 64.0
     temperature: float = 2.0
-    squared: Literal["sample", "batch"] = "sample"
+    pred: Literal["curvature", "sample", "batch"] = "curvature"
     batch: int = 32
     tuning: Literal["refit", "none"] = "refit"
     damping: float = 1e-2
@@ -73,7 +74,7 @@ class KPrune:
         if self.compat not in ("", "published"):
             raise InputError(f"compat={self.compat!r} must be 'published' or left out")
         if self.compat:
-            for name, value in (("squared", "batch"), ("batch", 32)):
+            for name, value in (("pred", "batch"), ("batch", 32)):
                 object.__setattr__(self, name, value)
         for name in ("lam_pred", "lam_rep", "memory"):
             value = getattr(self, name)
@@ -85,8 +86,8 @@ class KPrune:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name}={value} must be above 0, and finite")
-        if self.squared not in ("sample", "batch"):
-            raise InputError(f"squared={self.squared!r} must be 'sample' or 'batch'")
+        if self.pred not in ("curvature", "sample", "batch"):
+            raise InputError(f"pred={self.pred!r} must be 'curvature', 'sample' or 'batch'")
         if self.batch < 1:
             raise InputError(f"batch={self.batch} must be at least 1")
         if self.tuning not in ("refit", "none"):
@@ -109,6 +110,7 @@ class KPrune:
         samples: Samples,
         find: Find,
         least: Mapping[str, int],
+        seed: int,
         stages: Stages,
     ) -> tuple[Scores, Plan]:
         """The plan that comes of cutting a copy of `dense` block after block, and what it was made by."""
@@ -117,7 +119,7 @@ class KPrune:
         axes = asked(group.axis for group in anatomy.groups)
         student = copy.deepcopy(dense)
         walk = Walk(student, anatomy, dense, anatomy, samples.batches(**batching(dense)), self._bytes)
-        measured = _Measured(self, walk, len(samples))
+        measured = _Measured(self, walk, len(samples), seed)
         kept, values, tokens = {}, {}, {}
         floors, plan = dict(least), Plan.keep_all(anatomy)
         with frozen(student), frozen(dense):
@@ -140,7 +142,7 @@ class KPrune:
                 floors[name] = len(kept[name])
                 if self.tuning == "refit" and index + 1 < len(anatomy.blocks):
                     walk.fit(index, self._started)
-        meta = {"criterion": self.name, "samples": len(samples), "compat": self.compat}
+        meta = {"criterion": self.name, "samples": len(samples), "seed": seed, "compat": self.compat}
         meta |= {"mean_length": float(samples.lengths.double().mean()), "notices": _notices(anatomy, tokens)}
         scores = Scores({g.name: values.get(g.name, torch.zeros(g.size)) for g in anatomy.groups}, meta)
         return scores, Plan(kept, {g.name: g.size for g in anatomy.groups}, plan.length, plan.meta | meta)
@@ -189,10 +191,11 @@ class KPrune:
 class _Measured:
     """Knowledge of the blocks that are still to be decided, in the model as it is by then."""
 
-    def __init__(self, recipe: KPrune, walk: Walk, samples: int) -> None:
+    def __init__(self, recipe: KPrune, walk: Walk, samples: int, seed: int) -> None:
         self.recipe, self.walk, self.samples = recipe, walk, samples
         self.dense = walk.teacher.model
         self.divergence = Divergence(is_causal(self.dense), self.dense.config, recipe.temperature)
+        self.curvature = Curvature(self.divergence, seed)
         self.answers: dict[int, tuple[torch.Tensor, ...]] = {}
 
     @torch.no_grad()
@@ -210,16 +213,19 @@ class _Measured:
         """What block `index` and those behind it know."""
         anatomy = self.walk.student_anatomy
         rest = replace(anatomy, blocks=anatomy.blocks[index:])
-        group = self.recipe.batch if self.recipe.squared == "batch" else 1
+        group = self.recipe.batch if self.recipe.pred == "batch" else 1
+        compared = self.recipe.pred != "curvature"
+        loss = self.divergence if compared else self.curvature
         with self.walk.resumed(index) as enter:
 
             def batches() -> Iterator[Batch]:
                 for i, batch in enumerate(self.walk.batches):
                     enter(i)
-                    self.divergence.dense = self._answer(i, batch)
+                    if compared:
+                        self.divergence.dense = self._answer(i, batch)
                     yield batch
 
-            return collect_knowledge(self.walk.student.model, rest, batches(), self.divergence, self.samples, group)
+            return collect_knowledge(self.walk.student.model, rest, batches(), loss, self.samples, group)
 
     @torch.no_grad()
     def _answer(self, index: int, batch: Batch) -> tuple[torch.Tensor, ...]:

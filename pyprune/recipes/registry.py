@@ -60,6 +60,7 @@ class BlockwiseRecipe(Recipe, Protocol):
         samples: Samples,
         find: Find,
         least: Mapping[str, int],
+        seed: int,
         stages: Stages,
     ) -> tuple[Scores, Plan]:
         """Which units stay when `find` plans what is left of the budget before every block; `dense` stays as it is.

@@ -1,11 +1,12 @@
 """Divergence of predictions from a dense model's: written out for every kind of output, and where it is 0."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pyprune.capture.divergence import Divergence
+from pyprune.capture.divergence import Curvature, Divergence
 from pyprune.capture.outputs import run
 from pyprune.core.errors import InputError
 from pyprune.testing import numerics
@@ -96,11 +97,73 @@ def test_of_embeddings_is_one_minus_their_cosine():
     numerics.ratio(divergence(says, batch).double(), (1 - cosine).sum(), torch.float32)
 
 
+DRAWS = 4096
+
+
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [
+        ((4,), ""),
+        ((3,), "multi_label_classification"),
+        ((3,), "regression"),
+        ((1,), ""),
+        ((2, 3), ""),  # tokens
+        ((2, 3), "span"),
+    ],
+)
+def test_curvature_is_the_second_derivative_on_average(shape, problem):
+    """Over as many samples of the same outputs, to six standard errors; gradients at outputs are the directions."""
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    length = {"span": 3}.get(problem, shape[0] if len(shape) == 2 else 1)
+    batch, one = batch_of((length,) * DRAWS), batch_of((length,))
+    divergence = Divergence(False, SimpleNamespace(problem_type=problem), T)
+
+    def outputs(s):
+        return (
+            SimpleNamespace(start_logits=s[:, 0], end_logits=s[:, 1])
+            if problem == "span"
+            else SimpleNamespace(logits=s)
+        )
+
+    def apart(s):
+        divergence.dense = divergence.said(outputs(given[None]), one)
+        return divergence(outputs(s[None]), one)
+
+    expected = torch.autograd.functional.hessian(apart, given).reshape(given.numel(), given.numel())
+    s = given.expand(DRAWS, *shape).clone().requires_grad_()
+    Curvature(divergence, 0)(outputs(s), batch).backward()
+    products = torch.einsum("ni,nj->nij", s.grad.flatten(1), s.grad.flatten(1))
+    errors = products.std(0) / DRAWS**0.5 + torch.finfo(torch.float32).eps
+    assert ((products.mean(0) - expected).abs() / errors).max() < 6
+
+
+def test_directions_belong_to_samples():
+    """Padding and the rest of the batch change nothing; another draw or seed does."""
+    logits = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    divergence = Divergence(False, None, T)
+
+    def direction(s, batch, seed=0, draw=0):
+        s = s.clone().requires_grad_()
+        Curvature(divergence, seed)(SimpleNamespace(logits=s), batch, draw).backward()
+        return s.grad
+
+    both, batch = direction(logits, batch_of((7, 4))), batch_of((7, 4))
+    assert not both[1, 4:].any()
+    alone = replace(batch_of((4,)), index=batch.index[1:])
+    numerics.exact(direction(logits[1:, :4], alone)[0], both[1, :4])
+    assert not torch.equal(direction(logits, batch, seed=1), both)
+    assert not torch.equal(direction(logits, batch, draw=1), both)
+
+
 def test_what_may_not_be_predicted_has_no_gradient():
     logits = torch.tensor([[0.5, -torch.inf, 1.0]], requires_grad=True)
     divergence = Divergence(False, None, T)
     divergence.dense = (torch.tensor([[1.0, -torch.inf, 0.0]]),)
     divergence(SimpleNamespace(logits=logits), batch_of((5,))).backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 1] == 0
+    logits.grad = None
+    Curvature(divergence, 0)(SimpleNamespace(logits=logits), batch_of((5,))).backward()
     assert logits.grad.isfinite().all()
     assert logits.grad[0, 1] == 0
 
