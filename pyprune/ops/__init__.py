@@ -11,6 +11,7 @@ from pyprune.ops.channel_stats import channel_stats
 from pyprune.ops.fisher_update_ import fisher_update_
 from pyprune.ops.gather_compact import gather_compact
 from pyprune.ops.gemm_dact_maskgrad import gemm_dact_maskgrad
+from pyprune.ops.gram_probe_grad import gram_probe_grad
 from pyprune.ops.hadamard_gram import hadamard_gram
 from pyprune.ops.knapsack import knapsack, quantise_costs
 from pyprune.ops.latency_envelope import latency_envelope
@@ -33,6 +34,7 @@ __all__ = [
     "fisher_update_",
     "gather_compact",
     "gemm_dact_maskgrad",
+    "gram_probe_grad",
     "hadamard_gram",
     "knapsack",
     "latency_envelope",
