@@ -72,12 +72,12 @@ def states_of(outputs: Any) -> torch.Tensor | None:
 
 
 def embedding_of(outputs: Any, batch: Batch) -> torch.Tensor | None:
-    """What represents a sample, `[B, d]` fp32 of L2 norm 1; None where there is nothing that could.
+    """What represents a sample, `[B, d]` fp32 (float64 of such) of L2 norm 1; None where there is nothing that could.
 
     The embeddings of its text and its image (both, each of the same norm), or else the mean over its real tokens.
     """
     found = [getattr(outputs, name, None) for name in _EMBEDDINGS]
-    pooled = [F.normalize(t.float(), dim=-1) for t in found if isinstance(t, torch.Tensor) and t.dim() == 2]
+    pooled = [F.normalize(wide(t), dim=-1) for t in found if isinstance(t, torch.Tensor) and t.dim() == 2]
     if pooled:
         return F.normalize(torch.cat(pooled, -1), dim=-1)
     states = states_of(outputs)
@@ -85,9 +85,15 @@ def embedding_of(outputs: Any, batch: Batch) -> torch.Tensor | None:
 
 
 def pooled_embedding(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean over real tokens, then L2 norm 1: `[B, T, d]` to `[B, d]` fp32 (what sentence encoders are used for)."""
-    weight = batch.mask(hidden.shape[1]).to(hidden.device)[..., None].float()
-    return F.normalize((hidden.float() * weight).sum(1) / weight.sum(1), dim=-1)
+    """Mean over real tokens, then L2 norm 1: `[B, T, d]` to `[B, d]` (what sentence encoders are used for)."""
+    hidden = wide(hidden)
+    weight = batch.mask(hidden.shape[1]).to(hidden.device)[..., None].to(hidden.dtype)
+    return F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+
+
+def wide(t: torch.Tensor) -> torch.Tensor:
+    """`t` in fp32, or as it is in float64."""
+    return t if t.dtype == torch.float64 else t.float()
 
 
 def _rows(found: torch.Tensor) -> torch.Tensor:
