@@ -183,16 +183,20 @@ def _masked_fill(func: Any, x: Any, mask: Any, value: Any) -> Any:
 
 
 # --- Normalisation.
-def _rsqrt_change(v: torch.Tensor, dv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rsqrt(v + dv), its change)."""
-    i0, i1 = v.rsqrt(), (v + dv).rsqrt()
+def _rsqrt_change(v: torch.Tensor, dv: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rsqrt of `after` = v + dv, its change)."""
+    i0, i1 = v.rsqrt(), after.rsqrt()
     return i1, -dv * i0 * i1 / (1 / i0 + 1 / i1)
+
+
+def _power(c: torch.Tensor, dims: tuple[int, ...], eps: float) -> torch.Tensor:
+    return c.square().mean(dims, keepdim=True) + eps
 
 
 @rule(*_named("rsqrt"))
 def _rsqrt(func: Any, v: Delta) -> Any:
     base, change = parts(v)
-    return Delta.of(base.rsqrt(), _rsqrt_change(base, change)[1])
+    return Delta.of(base.rsqrt(), _rsqrt_change(base, change, base + change)[1])
 
 
 @rule(F.layer_norm)
@@ -202,7 +206,7 @@ def _layer_norm(func: Any, x: Any, shape: Any, weight: Any = None, bias: Any = N
     s, ds = wide(base), wide(change)
     c, dc = s - s.mean(dims, keepdim=True), ds - ds.mean(dims, keepdim=True)
     dv = (dc * (2 * c + dc)).mean(dims, keepdim=True)
-    i1, di = _rsqrt_change(c.square().mean(dims, keepdim=True) + eps, dv)
+    i1, di = _rsqrt_change(_power(c, dims, eps), dv, _power(c + dc, dims, eps))
     moved = dc * i1 + c * di
     return Delta.of(F.layer_norm(base, shape, weight, bias, eps), moved if weight is None else moved * weight)
 
@@ -214,7 +218,7 @@ def _rms_norm(func: Any, x: Any, shape: Any, weight: Any = None, eps: float | No
     c, dc = wide(base), wide(change)
     dv = (dc * (2 * c + dc)).mean(dims, keepdim=True)
     least = torch.finfo(c.dtype).eps if eps is None else eps
-    i1, di = _rsqrt_change(c.square().mean(dims, keepdim=True) + least, dv)
+    i1, di = _rsqrt_change(_power(c, dims, least), dv, _power(c + dc, dims, least))
     moved = dc * i1 + c * di
     return Delta.of(F.rms_norm(base, shape, weight, eps), moved if weight is None else moved * weight)
 
@@ -225,9 +229,13 @@ def _normalize(func: Any, x: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-
         return plainly(func, (x,), {"p": p, "dim": dim, "eps": eps, "out": out})
     base, change = parts(x)
     square, moved = base.square().sum(dim, keepdim=True), (change * (2 * base + change)).sum(dim, keepdim=True)
-    i1, di = _rsqrt_change(square.clamp(min=eps**2), moved)
-    di = torch.where(square < eps**2, 0.0, di)
-    return Delta.of(F.normalize(base, dim=dim, eps=eps), change * i1 + base * di)
+    before, after = F.normalize(base, dim=dim, eps=eps), F.normalize(base + change, dim=dim, eps=eps)
+    left = (base + change).square().sum(dim, keepdim=True).clamp(min=eps**2)
+    i1, di = _rsqrt_change(square.clamp(min=eps**2), moved, left)
+    # Where little is left of a vector, or there was none, a plain difference has all digits.
+    return Delta.of(
+        before, torch.where((left < square / 4) | (square < eps**2), after - before, change * i1 + base * di)
+    )
 
 
 # --- Attention.

@@ -28,6 +28,7 @@ from pyprune.capture.trajectory import (
     features,
     first_later,
     gram_distance,
+    key,
     layer_number,
     points,
     unit_rows,
@@ -62,10 +63,14 @@ def leave_one_out(
     joint: bool = False,
     causal: bool = False,
     engine: Engine = "deltas",
+    rows: int = 0,
+    seed: int = 0,
+    progress: Callable[[list[Block]], Iterable[Block]] = iter,
 ) -> Removal:
     """What removing each of `units` `{group: indices}` changes; the others stay 0.
 
-    With `joint` the tokens of all samples make one Gram matrix, else those of each its own. `engine="forwards"` runs
+    With `joint` the tokens of all samples make one Gram matrix, else those of each its own; with `rows` besides, so
+    many of them, drawn for each unit and layer anew, as published. `engine="forwards"` runs
     the layers behind a unit without it and subtracts: exact only as far as the model's floating-point type reaches.
     Raises `deltas.NoRule` for a model whose code the changes cannot follow, NumericsError with layer and unit where a
     change is not finite.
@@ -75,9 +80,9 @@ def leave_one_out(
     whole = _unchanged(model, anatomy, batches, wanted, causal)
     with frozen(model):
         for passes in [list(whole)] if joint else ([one] for one in whole):
-            for block in wanted:
+            for block in progress(wanted):
                 name = block.units.name
-                found = _of_block(model, anatomy, passes, block, units[name], joint, causal, engine)
+                found = _of_block(model, anatomy, passes, block, units[name], joint, causal, engine, rows, seed)
                 for sums, values in zip((removal.trajectory, removal.answer), found, strict=True):
                     sums[name][units[name]] += values.double().cpu()
     for name, chosen in units.items():
@@ -130,19 +135,24 @@ def _of_block(
     joint: bool,
     causal: bool,
     engine: Engine,
+    rows: int,
+    seed: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(trajectory, answer) `[len(units)]` of the removal of each of `units` alone."""
     first = first_later(anatomy, block)
     later = {z: point for z, point in points(anatomy).items() if z >= first}
-    tokens = sum(len(one.batch.index) * int(one.batch.lengths.max()) for one in passes)
+    travelling = sum(len(one.batch.index) * int(one.batch.lengths.max()) for one in passes)
     device = passes[0].answer.values.device
-    at_once = max(1, _ROWS["cpu" if device.type == "cpu" else "cuda"] // tokens)
+    at_once = max(1, _ROWS["cpu" if device.type == "cpu" else "cuda"] // travelling)
     before = anatomy.layers[: layer_number(anatomy, block)]
     current: list[torch.Tensor] = []
     config = getattr(model, "config", None)
 
-    def removed(changes: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of one unit, which changes the projection's output by `changes`, one tensor a batch."""
+    def removed(changes: list[torch.Tensor], picked: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of one unit, which changes the projection's output by `changes`, one tensor a batch.
+
+        The Gram matrices of layers are those of the rows `picked`, if any are.
+        """
         moved: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {z: [] for z in later}
         answer = changes[0].new_zeros((), dtype=passes[0].answer.values.dtype)
         for one, change in zip(passes, changes, strict=True):
@@ -155,28 +165,40 @@ def _of_block(
             values = answer_of(outputs, one.batch, config, causal).values
             answer = answer + divergence(one.answer.kind, one.answer.values, _change(values, one.answer.values))
         total = answer.new_zeros(())
-        for pairs in moved.values():
+        for i, pairs in enumerate(moved.values()):
             if joint:
                 pairs = [tuple(torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in (0, 1))]
+            if picked:
+                pairs = [tuple(t[picked[i]] for t in pairs[0])]
             total = total + sum(gram_distance(*pair) for pair in pairs)
         return total, answer
 
+    tokens = {z: sum(one.rows[z].shape[:-1].numel() for one in passes) for z in later}
     weight = matrix(model.get_submodule(block.projection))
     found = []
     with forward_replaced(model.get_submodule(block.projection), lambda *_: current[0]):
         for chosen in units.to(device).split(at_once):
             channels = chosen[:, None] * block.units.width + torch.arange(block.units.width, device=device)
-            rows = weight.T[channels]
+            own = weight.T[channels]
             changes = [
-                -torch.einsum("...kw,kwd->k...d", one.inputs[block.projection][..., channels], rows) for one in passes
+                -torch.einsum("...kw,kwd->k...d", one.inputs[block.projection][..., channels], own) for one in passes
             ]
+            picked = [_picked(chosen, n, rows, key(seed, z)).to(device) for z, n in tokens.items()] if rows else []
             if engine == "deltas":
-                found.append(torch.vmap(removed, randomness="same")(changes))
+                found.append(torch.vmap(removed, randomness="same")(changes, picked))
             else:
-                each = [removed([change[k] for change in changes]) for k in range(len(chosen))]
+                each = [removed([c[k] for c in changes], [p[k] for p in picked]) for k in range(len(chosen))]
                 found.append(tuple(torch.stack(values) for values in zip(*each, strict=True)))
     trajectory, answer = (torch.cat(values) for values in zip(*found, strict=True))
     return trajectory, answer
+
+
+def _picked(units: torch.Tensor, tokens: int, rows: int, seed: int) -> torch.Tensor:
+    """`[len(units), rows]`: of so many tokens, those that make up each unit's Gram matrix."""
+    draws = [
+        torch.randperm(tokens, generator=torch.Generator().manual_seed(key(seed, unit))) for unit in units.tolist()
+    ]
+    return torch.stack([draw[:rows] for draw in draws])
 
 
 def _change(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

@@ -89,6 +89,24 @@ def test_every_unit_of_both_kinds_of_gram_matrix():
     assert (results[1].trajectory[name] > results[0].trajectory[name]).all()  # with the products between samples
 
 
+def test_rows_drawn_for_each_unit_and_layer():
+    """On average over draws, pairs of 6 of 12 rows are 6 * 5 of 12 * 11 of all: M' - M has nothing on its diagonal."""
+    model, anatomy, _ = prepared("bert", "AutoModelForSequenceClassification")
+    rows = [{"input_ids": torch.arange(3, 9)}, {"input_ids": torch.arange(20, 26)}]
+    batches = calibration_data(model, None, rows)[0].batches()
+    units = {block.units.name: torch.arange(4) for block in anatomy.blocks[3:4]}
+    whole = leave_one_out(model, anatomy, batches, units, joint=True)
+    every = leave_one_out(model, anatomy, batches, units, joint=True, rows=12, seed=3)
+    draws = [leave_one_out(model, anatomy, batches, units, joint=True, rows=6, seed=seed) for seed in range(30)]
+    for name, at in units.items():
+        torch.testing.assert_close(every.trajectory[name], whole.trajectory[name])
+        few = torch.stack([draw.trajectory[name][at] for draw in draws])
+        assert (few < whole.trajectory[name][at]).all()
+        assert len(few.unique()) == few.numel()
+        error = few.std(0) / len(draws) ** 0.5
+        assert ((few.mean(0) - whole.trajectory[name][at] * 30 / 132).abs() < 4 * error).all()
+
+
 def test_layers_that_count():
     """Those behind a unit's own; of the last its own alone. Features of others are never compared."""
     model, anatomy, batches = prepared("bert", "AutoModelForSequenceClassification")
