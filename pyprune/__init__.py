@@ -26,7 +26,7 @@ _HOMES = {
     "pyprune.core.scores": ("Scores",),
     "pyprune.data.vocabulary": ("cut_tokenizer",),
     "pyprune.models.loading": ("load",),
-    "pyprune.recipes": ("Flap", "KPrune", "Kwon", "LFPR", "LLMPruner", "Surgeon"),
+    "pyprune.recipes": ("Flap", "KPrune", "Kwon", "LFPR", "LLMPruner", "OPTIN", "Surgeon"),
     "pyprune.retraining": ("retrain",),
     "pyprune.verification": ("verify_checkpoint", "verify_model"),
 }

@@ -28,7 +28,7 @@ Length = Annotated[
     float | None, typer.Option(help="Sequence length at which FLOPs count. Default: the mean of the calibration data.")
 ]
 RecipeOption = Annotated[
-    str, typer.Option(help="surgeon, or a published system to follow: kwon, kprune, flap, lfpr, llm_pruner.")
+    str, typer.Option(help="surgeon, or a published system to follow: kwon, kprune, flap, lfpr, llm_pruner, optin.")
 ]
 Criterion = Annotated[
     str | None,
