@@ -13,7 +13,7 @@ from pyprune.models.adapter import adapter_for
 from pyprune.models.loading import load
 from pyprune.testing.models import tiny_model
 
-PROBES = 200
+PROBES = 100
 
 
 def small_units(variant, head, scale=0.01, **options):
@@ -29,21 +29,20 @@ def small_units(variant, head, scale=0.01, **options):
 
 
 def within(found, exact, error):
-    """Five standard errors, and of single units the orders above the second."""
+    """Five standard errors, which units of one probe share, and the orders above the second."""
     assert (error > 0).all()
     assert ((found - exact).abs() <= 5 * error + 0.3 * exact).all()
-    assert abs(float(found.sum() / exact.sum()) - 1) < 0.2
+    assert abs(float((found - exact).sum())) <= float(4 * error.sum() + 0.05 * exact.sum())
 
 
-@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize(
-    ("variant", "head", "most_classes"),
+    ("variant", "head", "most_classes", "joint"),
     [
-        ("bert", "AutoModelForSequenceClassification", 32),
-        ("bert", "AutoModelForSequenceClassification", 0),
-        ("llama", "AutoModelForCausalLM", 32),
-        ("vit", "AutoModelForImageClassification", 32),
-        ("distilbert", "AutoModel", 0),
+        ("bert", "AutoModelForSequenceClassification", 32, True),
+        ("bert", "AutoModelForSequenceClassification", 0, False),
+        ("llama", "AutoModelForCausalLM", 32, False),
+        ("vit", "AutoModelForImageClassification", 32, False),
+        ("distilbert", "AutoModel", 0, True),
     ],
 )
 def test_estimates_are_right_on_average(variant, head, most_classes, joint):
@@ -79,7 +78,7 @@ def test_a_layers_own_features_do_not_count_but_in_the_last():
 def test_errors_are_what_seeds_differ_by():
     model, anatomy, batches = small_units("bert", "AutoModelForSequenceClassification")
     name = anatomy.blocks[1].units.name
-    runs = [probe(model, anatomy, batches, [name], 16, seed) for seed in range(24)]
+    runs = [probe(model, anatomy, batches, [name], 16, seed) for seed in range(16)]
     spread = torch.stack([run.trajectory[name] for run in runs]).std(0)
     said = torch.stack([run.trajectory_error[name] for run in runs]).square().mean(0).sqrt()
     assert 0.7 < float((spread / said).mean()) < 1.4
