@@ -35,6 +35,7 @@ bench: setup ## kernels, scoring pass and main job against their peers, rows to 
 	$(BIN)/pyprune bench --csv benchmarks/results --plot docs/plots/roofline.png
 	$(BIN)/python benchmarks/e2e/score_cost.py --bf16
 	$(BIN)/python benchmarks/e2e/lfpr_cost.py
+	$(BIN)/python benchmarks/e2e/optin_cost.py
 	$(BIN)/python benchmarks/e2e/rest_cost.py
 	$(BIN)/python benchmarks/e2e/main_job.py
 	$(BIN)/python benchmarks/e2e/midsize.py

@@ -100,7 +100,7 @@ class OPTIN:
             vision = "pixel_values" in samples.inputs[0]
             values = published_scores(removal.trajectory, removal.answer, anatomy, self.lambda_c, vision)
         else:
-            removal, values, found = self._estimated(job, float(samples.lengths.double().mean()))
+            values, found = self._estimated(job, float(samples.lengths.double().mean()))
             meta |= found
         meta |= {"tokens": int(read.lengths.sum()), "mean_length": float(samples.lengths.double().mean())}
         return Scores(values, {**meta, "notices": notices})
@@ -136,7 +136,7 @@ class OPTIN:
         few = f"optin: the data has {total} tokens, and {wanted} were to be compared: all of them are"
         return read, [few] if total < wanted else []
 
-    def _estimated(self, job: _Job, length: float) -> tuple[Removal, dict[str, torch.Tensor], dict[str, Any]]:
+    def _estimated(self, job: _Job, length: float) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Neurons by probes, the rest exactly; then, where a plan would cut, neurons too."""
         groups = [g for g in job.anatomy.groups if g.size]
         probed = [g.name for g in groups if g.axis == "neurons" or self.heads == "probes"]
@@ -149,8 +149,8 @@ class OPTIN:
         if contested:
             job.refine(removal, contested, "band")
             values = trajectory_scores(removal.trajectory, removal.answer, factor)
-        meta = {"probes": self.probes, "gram": self.gram, "lambda_c": self.lambda_c, "relative_error": error}
-        return removal, values, {**meta, "refined": sum(len(units) for units in contested.values())}
+        meta = {"probes": self.probes, "gram": self.gram, "balance": factor, "relative_error": error}
+        return values, {**meta, "refined": sum(len(units) for units in contested.values())}
 
     def _contested(self, anatomy: Anatomy, values: dict[str, torch.Tensor], length: float) -> dict[str, torch.Tensor]:
         """`{group: indices}` of the neurons whose scores are next to where a plan at `around` would cut."""
