@@ -79,7 +79,7 @@ def test_report_has_a_table_for_each_task(tmp_path):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("--recipe none", "recipe='none': choose one of flap, kwon, "),
+        ("--recipe none", "recipe='none': choose one of flap, kprune, kwon, "),
         ("--recipe kwon --set nosuch=1", "recipe 'kwon': .*nosuch"),
         ("--recipe kwon --set draws", "--set draws: expected name=value"),
         ("--recipe kwon --set draws=0", "draws=0 must be at least 1"),

@@ -159,5 +159,5 @@ def test_an_access_outside_its_buffers_is_noticed():
 def test_only_tensor_cores_have_their_allowance():
     pytest.importorskip("triton")
     names = {name for name, op in ops.OPS.items() if ladder.allowance(op, True) == numerics.TENSOR_CORE_SUM}
-    assert names == {"gemm_dact_maskgrad", "hadamard_gram", "wgrad_group_scores"}
+    assert names == {"gemm_dact_maskgrad", "gram_probe_grad", "hadamard_gram", "wgrad_group_scores"}
     assert {ladder.allowance(op, False) for op in ops.OPS.values()} == {numerics.RUNNING_SUM}
