@@ -40,6 +40,9 @@ def retrain(
     batch_size: Annotated[int | None, typer.Option(help="Samples a step (16).")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of weights (5e-5).")] = None,
     mask_learning_rate: Annotated[float | None, typer.Option(help="Of the masks of rest (1e-3).")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Of the learning rates: linear (the default: warm-up and decay) or constant.")
+    ] = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = None,
@@ -70,6 +73,7 @@ def retrain(
         batch_size=batch_size,
         learning_rate=learning_rate,
         mask_learning_rate=mask_learning_rate,
+        schedule=schedule,
     )
     where = {"device": device, "dtype": dtype, "overwrite": overwrite, "resume": resume, "quiet": quiet or as_json}
     done = retrain_checkpoint(pruned, dense, out, data, samples=samples, seed=seed, **where, **settings)

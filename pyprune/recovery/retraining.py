@@ -26,6 +26,7 @@ from pyprune.recovery.unit_masks import unit_masks
 
 Method = Literal["rest", "full", "lora"]
 Targets = Literal["hard", "soft"]
+Schedule = Literal["linear", "constant"]
 # What is held out to see whether masks alone suffice: a tenth of the samples between these, of few samples half.
 _HELD_OUT = (16, 512)
 
@@ -42,7 +43,8 @@ class Retraining:
     - `share` of the samples, `layers`: of `rest`; None leaves them to its schedule, by `break_point`. That is the size
       above which masks and heads suffice; None: it is searched, as the smallest size whose answers agree with the dense
       model's on held-out samples to `tolerance` after these alone are trained.
-    - `epochs` over that share; `batch_size`; learning rates of masks and of all else.
+    - `epochs` over that share; `batch_size`; learning rates of masks and of all else. With `schedule="linear"` they
+      warm up for a tenth of the steps and decay to 0; `constant` is as ReSt is published.
     """
 
     method: Method = "rest"
@@ -57,13 +59,12 @@ class Retraining:
     batch_size: int = 16
     learning_rate: float = 5e-5
     mask_learning_rate: float = 1e-3
+    schedule: Schedule = "linear"
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method) or self.targets not in get_args(Targets):
-            raise InputError(
-                f"method={self.method!r}, targets={self.targets!r}: choose one of {', '.join(get_args(Method))}, and "
-                "hard or soft"
-            )
+        for name, known in (("method", Method), ("targets", Targets), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(known):
+                raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(get_args(known))}")
         positive = ("epochs", "batch_size", "learning_rate", "mask_learning_rate", "rank")
         for name in positive:
             if not getattr(self, name) > 0:
@@ -225,7 +226,8 @@ def _train(
 ) -> Trained:
     """One run of the loop over all of `samples`."""
     anatomy = anatomy_of(student)
-    common |= {"epochs": settings.epochs, "batch_size": settings.batch_size, "folder": folder}
+    common |= {"epochs": settings.epochs, "batch_size": settings.batch_size, "schedule": settings.schedule}
+    common |= {"folder": folder}
     with ExitStack() as stack:
         loss = stack.enter_context(_loss(student, teacher, anatomy, anatomy_of(teacher), settings))
         if settings.method == "rest":
@@ -234,13 +236,13 @@ def _train(
             masks = stack.enter_context(unit_masks(student, anatomy))
             rest = list({id(p): p for p in (*heads, *trained)}.values())
             rates = Rates([(masks, settings.mask_learning_rate), (rest, settings.learning_rate)])
-            return train(student, samples, loss, rates, schedule="constant", clip=0.25, **common)
+            return train(student, samples, loss, rates, clip=0.25, **common)
         if settings.method == "lora":
             parameters = stack.enter_context(_adapters(student, anatomy, settings.rank, common["seed"]))
         else:
             parameters = list(student.parameters())
         rates = Rates([(parameters, settings.learning_rate)])
-        return train(student, samples, loss, rates, schedule="linear", clip=1.0, **common)
+        return train(student, samples, loss, rates, clip=1.0, **common)
 
 
 @contextmanager

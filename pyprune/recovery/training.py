@@ -67,7 +67,7 @@ def train(
     *,
     epochs: float = 1.0,
     batch_size: int = 16,
-    schedule: Literal["constant", "linear"] = "constant",
+    schedule: Literal["linear", "constant"] = "linear",
     clip: float = 1.0,
     seed: int = 0,
     folder: Path | None = None,

@@ -85,7 +85,7 @@ def test_answers_of_the_dense_model_are_learned():
     data = samples()
     teacher = tiny_model("llama", "AutoModelForCausalLM")
     student = pruned(teacher, data)
-    settings = {**FIXED, "epochs": 20, "batch_size": 8, "learning_rate": 1e-3}
+    settings = {**FIXED, "epochs": 20, "batch_size": 8, "learning_rate": 2e-3}
     trained, _ = pyprune.retrain(student, teacher, data, **settings)
     answered = with_answers(teacher, data)
     assert agreement(trained, answered) > agreement(student, answered) + 0.1
@@ -182,6 +182,26 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("method", ["rest", "full"])
+def test_learning_rates_warm_up_and_decay_unless_they_are_constant(method, monkeypatch):
+    teacher = tiny_model("bert", "AutoModelForSequenceClassification")
+    step, seen = torch.optim.AdamW.step, []
+
+    def spied(self, *args, **kwargs):
+        seen.append(max(group["lr"] for group in self.param_groups))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spied)
+    settings = {"method": method, "share": 1.0, **({"layers": 1} if method == "rest" else {}), "batch_size": 2}
+    pyprune.retrain(teacher, teacher, samples(40), **settings)
+    assert seen.index(max(seen)) == 2  # a tenth of 20 steps
+    assert seen[0] == 0
+    assert seen[-1] < 0.1 * max(seen)
+    seen.clear()
+    pyprune.retrain(teacher, teacher, samples(40), **settings, schedule="constant")
+    assert len(set(seen)) == 1
+
+
 def test_a_run_that_diverges_keeps_its_last_good_state(monkeypatch):
     from pyprune.recovery import retraining
 
@@ -223,7 +243,8 @@ def test_loss_of_equal_outputs_is_zero_and_padding_does_not_count():
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"batch_size": 0}, "batch_size"),
         ({"method": "magic"}, "choose one of rest, full, lora"),
-        ({"targets": "none"}, "hard or soft"),
+        ({"targets": "none"}, "choose one of hard, soft"),
+        ({"schedule": "cosine"}, "choose one of linear, constant"),
         ({"share": 1.5}, r"share=1.5 must be in \(0, 1\]"),
         ({"layers": 9, "share": 1.0}, "layers=9: the model has 3"),
         ({"method": "full", "layers": 1}, "has no schedule"),
