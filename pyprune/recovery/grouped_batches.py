@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -28,10 +28,7 @@ class GroupedBatches(Sampler[list[int]]):
         self.seed, self.epoch = seed, 0
         self.lengths = samples.lengths.tolist()
         self.shapes = [tuple(tuple(t.shape) for t in row.values() if t.dim() != 1) for row in samples.inputs]
-        counts: dict[object, int] = defaultdict(int)
-        for shape in self.shapes:
-            counts[shape] += 1
-        self._batches = sum(-(-count // self.batch_size) for count in counts.values())
+        self._batches = sum(-(-count // self.batch_size) for count in Counter(self.shapes).values())
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
