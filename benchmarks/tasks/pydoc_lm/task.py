@@ -35,7 +35,7 @@ SHAPE = {
     "intermediate_size": 704,
     "initializer_range": 256**-0.5,
 }
-RECIPE = Recipe(epochs=2.0, batch=16, lr=2e-3, weight_decay=0.1, warmup=0.05)
+RECIPE = Recipe(epochs=4.0, batch=16, lr=2e-3, weight_decay=0.1, warmup=0.05)
 
 
 class PydocLM(TrainedTask):
