@@ -22,7 +22,7 @@ import ast
 import copy
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
@@ -43,7 +43,7 @@ from pyprune.bench.results import commit_name, device_name
 from pyprune.bench.timing import interleave
 
 SAMPLES = 512
-RECOVERY_SAMPLES = 8192
+RECOVERY_SAMPLES = 4096
 BATCH = 16
 _SOURCES = ("csrc", "triton_kernels", "pyprune", "benchmarks/tasks")
 
@@ -74,7 +74,7 @@ def measure(
     *,
     settings: str = "",
     samples: int = SAMPLES,
-    recoveries: Sequence[dict[str, Any] | None] = (None,),
+    recoveries: Iterable[dict[str, Any] | None] = (None,),
     recovery_samples: int = RECOVERY_SAMPLES,
     seed: int = 0,
     dense_seed: int = 0,
@@ -83,8 +83,8 @@ def measure(
 ) -> Iterator[TaskRow]:
     """Prune a copy of the dense model to the share `budget` of `resource`, once. Raises PyPruneError.
 
-    A row for each of the `recoveries`: settings of `pyprune.retrain`, or None for no retraining. What another package
-    does not manage is a row without figures.
+    A row for each of the `recoveries`: settings of `pyprune.retrain`, or None for no retraining; the next is asked for
+    when the row before is out. What another package does not manage is a row without figures.
     """
     model = dense.model.to(device)
     labels = getattr(recipe, "cotangent", None) == "labels"

@@ -50,7 +50,7 @@ class Variant:
 
 
 # The models are small: what is published as 5e-5, for BERT-base, is 2.5e-4 for them.
-_REST = {"learning_rate": 2.5e-4}
+REST = {"learning_rate": 2.5e-4}
 _REFIT = {"tuning": "refit"}
 VARIANTS = (
     Variant("kwon", {"criterion": "random", "tuning": "none"}),
@@ -62,14 +62,14 @@ VARIANTS = (
     Variant("kwon", {"cotangent": "labels", "tuning": "mask"}),
     Variant("lfpr", {"compat": "published"}),
     Variant("lfpr"),
-    Variant("lfpr", {}, _REST),
+    Variant("lfpr", {}, REST),
     Variant("lfpr", _REFIT),
-    Variant("lfpr", _REFIT, _REST),
-    Variant("lfpr", _REFIT, {**_REST, "targets": "hard"}, ABLATION),
-    Variant("lfpr", _REFIT, {**_REST, "schedule": "constant"}, ABLATION),
-    Variant("lfpr", _REFIT, {**_REST, "features": 1.0}, ABLATION),
-    Variant("lfpr", _REFIT, {**_REST, "method": "lora"}, ABLATION),
-    Variant("lfpr", _REFIT, {**_REST, "method": "full"}, ABLATION),
+    Variant("lfpr", _REFIT, REST),
+    Variant("lfpr", _REFIT, {**REST, "targets": "hard"}, ABLATION),
+    Variant("lfpr", _REFIT, {**REST, "schedule": "constant"}, ABLATION),
+    Variant("lfpr", _REFIT, {**REST, "features": 1.0}, ABLATION),
+    Variant("lfpr", _REFIT, {**REST, "method": "lora"}, ABLATION),
+    Variant("lfpr", _REFIT, {**REST, "method": "full"}, ABLATION),
     Variant("torch-pruning", {"importance": "magnitude"}),
     Variant("torch-pruning", {"importance": "taylor", "cotangent": "labels"}),
     Variant("torch-pruning", {"importance": "hessian", "cotangent": "labels"}, samples=64),

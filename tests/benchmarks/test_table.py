@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.tasks import results, run, table
+from benchmarks.tasks import equal_time, results, run, table
 from benchmarks.tasks.digits.task import Digits
 from benchmarks.tasks.task import Dense
 from pyprune.recovery.retraining import Retraining
@@ -73,3 +73,19 @@ def test_every_variant_is_one_that_there_is(variant):
     assert recipe.name == variant.recipe
     if variant.recover is not None:
         Retraining(**variant.recover)
+
+
+def test_full_retraining_takes_as_long_as_rest(task, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "tasks.csv"
+    monkeypatch.setattr(equal_time, "SIZES", (0.5,))
+    monkeypatch.setattr(equal_time, "REST", {"layers": 1, "share": 1.0})
+    monkeypatch.setattr(equal_time, "find", lambda name: task)
+    monkeypatch.setattr(equal_time, "task_names", lambda: ["digits"])
+    assert equal_time.main(["--task", "digits", "--samples", "8", "--threads", "1", "--results", str(path)]) == 0
+    rest, full = results.read(path)
+    assert rest.recovery.startswith("method=rest layers=1")
+    assert full.recovery.startswith(f"method=full learning_rate={table.REST['learning_rate']}")
+    assert rest.pruned == full.pruned
+    assert f"{full.recovered:.4g} in" in capsys.readouterr().out
+    assert equal_time.equal_epochs(14.0, 3.0, 5.0) == pytest.approx(1.2)  # 2 s before, 10 s an epoch
+    assert equal_time.equal_epochs(1.0, 3.0, 5.0) == 0.1  # too short for what is spent before
