@@ -1,4 +1,4 @@
-"""ReSt against full fine-tuning of equal wall time, at three sizes: two rows of `benchmarks/results/tasks.csv` for each.
+"""ReSt against full fine-tuning of equal wall time at three sizes: two rows of `benchmarks/results/tasks.csv` each.
 
     python -m benchmarks.tasks.equal_time                      # all tasks
     python -m benchmarks.tasks.equal_time --task digits
