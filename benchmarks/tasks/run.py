@@ -43,7 +43,6 @@ from pyprune.bench.results import commit_name, device_name
 from pyprune.bench.timing import interleave
 
 SAMPLES = 512
-RECOVERY_SAMPLES = 4096
 BATCH = 16
 _SOURCES = ("csrc", "triton_kernels", "pyprune", "benchmarks/tasks")
 
@@ -75,7 +74,7 @@ def measure(
     settings: str = "",
     samples: int = SAMPLES,
     recoveries: Iterable[dict[str, Any] | None] = (None,),
-    recovery_samples: int = RECOVERY_SAMPLES,
+    recovery_samples: int | None = None,
     seed: int = 0,
     dense_seed: int = 0,
     device: str = "cpu",
@@ -125,7 +124,7 @@ def measure(
         flops=made.flops,
     )
     for recover in recoveries:
-        yield _recovered(task, model, made, row, recover, recovery_samples, repeats)
+        yield _recovered(task, model, made, row, recover, recovery_samples or task.recovery_samples, repeats)
 
 
 def _recovered(
@@ -240,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budget", default="0.5", help="share that stays: 0.5, flops=0.5 or params=0.5")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples")
     parser.add_argument("--recover", nargs="*", metavar="NAME=VALUE", help="retrain, with settings of pyprune.retrain")
-    parser.add_argument("--recovery-samples", type=int, default=RECOVERY_SAMPLES, help="unlabelled samples for that")
+    parser.add_argument("--recovery-samples", type=int, help="unlabelled samples for that (default: the task's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dense-seed", type=int, default=0, help="of the dense model's training")
     parser.add_argument("--dense", action="store_true", help="only train, or load, the dense model and show its report")

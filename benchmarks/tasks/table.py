@@ -22,11 +22,11 @@ from tqdm import tqdm
 import pyprune
 from benchmarks.tasks import results
 from benchmarks.tasks.results import TaskRow
-from benchmarks.tasks.run import RECOVERY_SAMPLES, SAMPLES, measure, recipe_of, recovery_words
+from benchmarks.tasks.run import SAMPLES, measure, recipe_of, recovery_words
 from benchmarks.tasks.task import DataError, Task, find, task_names
 from pyprune.bench.results import device_name
 
-BUDGETS = {0.8: 1, 0.6: 1, 0.5: 3, 0.4: 1}  # share of the parameters: seeds
+BUDGETS = {0.5: 3, 0.4: 1, 0.6: 1, 0.8: 1}  # share of the parameters: seeds
 ABLATION = {0.5: 1, 0.4: 1}
 RESOURCE = "params"
 
@@ -62,7 +62,7 @@ VARIANTS = (
     Variant("kwon", {"cotangent": "labels", "tuning": "mask"}),
     Variant("lfpr", {"compat": "published"}),
     Variant("lfpr"),
-    Variant("lfpr", {}, REST),
+    Variant("lfpr", {}, REST, ABLATION),
     Variant("lfpr", _REFIT),
     Variant("lfpr", _REFIT, REST),
     Variant("lfpr", _REFIT, {**REST, "targets": "hard"}, ABLATION),
@@ -79,9 +79,8 @@ VARIANTS = (
 def wanted() -> Iterator[tuple[Variant, float, int]]:
     """`(variant, budget, seed)` of every row of a task: first one seed of all, then the others."""
     for seed in range(max(BUDGETS.values())):
-        for budget, seeds in BUDGETS.items():
-            if seed < seeds:
-                yield from ((variant, budget, seed) for variant in VARIANTS)
+        for budget in BUDGETS:
+            yield from ((v, budget, seed) for v in VARIANTS if seed < v.budgets.get(budget, 0))
 
 
 def known(rows: list[TaskRow], task: str, model: str, device: str) -> set[tuple[object, ...]]:
@@ -98,7 +97,7 @@ def identity(variant: Variant, budget: float, seed: int, rows: int) -> tuple[obj
 def missing(task: Task, key: str, path: Path, device: str) -> dict[tuple[object, ...], list[Variant]]:
     """Variants whose rows are not in the file, by what they have in common: recipe, settings, budget and seed."""
     found = known(results.read(path), task.name, key, device)
-    rows = min(RECOVERY_SAMPLES, len(task.rows(labels=False)))
+    rows = min(task.recovery_samples, len(task.rows(labels=False)))
     groups: dict[tuple[object, ...], list[Variant]] = defaultdict(list)
     for variant, budget, seed in wanted():
         if identity(variant, budget, seed, rows) not in found:
@@ -106,14 +105,15 @@ def missing(task: Task, key: str, path: Path, device: str) -> dict[tuple[object,
     return groups
 
 
-def fill(task: Task, path: Path, device: str, **sizes: Any) -> int:
+def fill(task: Task, path: Path, device: str, samples: int = SAMPLES, **sizes: Any) -> int:
     """Measure and write what is missing of one task, each model pruned once; how many rows that was."""
     dense, made = task.dense(0), 0
     groups = missing(task, dense.report["key"], path, device)
     for (name, settings, budget, seed), variants in tqdm(groups.items(), desc=task.name, disable=not groups):
         recipe = recipe_of(name, dict(variants[0].settings))
         options = {"settings": settings, "recoveries": [v.recover for v in variants], "seed": seed, "device": device}
-        for row in measure(task, dense, recipe, RESOURCE, budget, **options, **sizes):
+        own = {**sizes, "samples": min(samples, variants[0].samples or samples)}
+        for row in measure(task, dense, recipe, RESOURCE, budget, **options, **own):
             results.append(row, path)
             made += 1
     return made

@@ -50,13 +50,14 @@ class Task(ABC):
     """One task. Rows are whatever `pyprune` takes as data: texts, or mappings from argument names to tensors.
 
     `metric` names the figure of `evaluate`. `tokenizer` is for rows that are texts. `length` is the number of tokens at
-    which FLOPs are counted; None: the calibration data's own mean.
+    which FLOPs are counted; None: the calibration data's own mean. Retraining reads so many `recovery_samples`.
     """
 
     name: str
     metric: str = "accuracy"
     tokenizer: Any = None
     length: float | None = None
+    recovery_samples: int = 4096
 
     @abstractmethod
     def dense(self, seed: int = 0, cache: Path = CACHE) -> Dense:

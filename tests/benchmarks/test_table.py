@@ -16,14 +16,15 @@ class Broken(Exception):
 def task(digits_file, monkeypatch):
     made = Digits(digits_file, hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=64)
     made.dense = lambda seed=0: Dense(made.fresh(0).eval(), {"key": "tiny", "test": 0.5})
-    monkeypatch.setattr(table, "BUDGETS", {0.6: 1, 0.5: 2})
+    budgets = {0.6: 1, 0.5: 2}
+    monkeypatch.setattr(table, "BUDGETS", budgets)
     monkeypatch.setattr(
         table,
         "VARIANTS",
         (
-            table.Variant("kwon", {"criterion": "random", "tuning": "none"}),
-            table.Variant("lfpr"),
-            table.Variant("lfpr", {}, {"layers": 1, "share": 1.0}),
+            table.Variant("kwon", {"criterion": "random", "tuning": "none"}, budgets=budgets, samples=4),
+            table.Variant("lfpr", budgets=budgets),
+            table.Variant("lfpr", {}, {"layers": 1, "share": 1.0}, budgets),
         ),
     )
     return made
@@ -49,6 +50,7 @@ def test_rows_once_and_on_from_where_it_stopped(task, tmp_path, monkeypatch):
     rows = results.read(path)
     assert len(rows) == 9
     assert sorted({(row.budget, row.seed) for row in rows}) == [(0.5, 0), (0.5, 1), (0.6, 0)]
+    assert {(row.recipe, row.samples) for row in rows} == {("kwon", 4), ("lfpr", 8)}
     assert table.fill(task, path, "cpu", **sizes) == 0
     # One model for a recipe's rows with and without retraining.
     alone, together = [None], [None, {"layers": 1, "share": 1.0}]

@@ -43,6 +43,7 @@ class PydocLM(TrainedTask):
 
     name = "pydoc_lm"
     metric = "perplexity"
+    recovery_samples = 2048
 
     def __init__(
         self,
