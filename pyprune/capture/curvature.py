@@ -1,14 +1,13 @@
-"""Second-order statistics of output projections, and what a change of their weights costs.
+"""Second-order statistics of output projections.
 
 With x the input and g the gradient at the output of a projection (one row a token), the loss of changing its weights by
 D `[n, d]` is 1/2 (sum over tokens of x' D g)^2 per sample, to second order (Gauss-Newton). `collect_curvature` gathers
-the two factors of its Kronecker approximation, `measure_updates` the form itself for given D, correlation between
-tokens included.
+the two factors of its Kronecker approximation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -96,36 +95,3 @@ def collect_curvature(
         if not (torch.isfinite(curvature.gram).all() and torch.isfinite(curvature.metric).all()):
             raise NumericsError(f"statistics of {name} hold NaN or Inf; check the weights and the data")
     return found
-
-
-def measure_updates(
-    model: nn.Module,
-    anatomy: Anatomy,
-    batches: Iterable[Batch],
-    cotangent: Cotangent,
-    draws: int,
-    updates: Mapping[str, torch.Tensor],
-) -> dict[str, torch.Tensor]:
-    """Cost of every weight change, each alone: sums over samples and draws of (sum over tokens of x' D g)^2.
-
-    `updates[name]` is `[k, n, d]`: k changes D of that block's projection (transposed weights). Returns `[k]` float64 a
-    block.
-    """
-    blocks = [block for block in anatomy.blocks if block.units.name in updates]
-    projections = [(block.units.name, block.projection) for block in blocks]
-    flat = {name: update.flatten(1).float() for name, update in updates.items()}
-    costs = {
-        name: torch.zeros(len(update), dtype=torch.float64, device=update.device) for name, update in updates.items()
-    }
-    pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    with output_taps(model, projections, lambda name, x, dy: pending.__setitem__(name, (x, dy))):
-        for batch, _, scale in backward_passes(model, batches, cotangent, draws):
-            for name, (x, dy) in pending.items():
-                lengths = batch.mask(x.shape[1]).sum(1).tolist()
-                for s, length in enumerate(lengths):
-                    rows = x[s, :length].float()
-                    # The sample's weight gradient: k forms cost one product over tokens, not k.
-                    gradient = rows.T @ (dy[s, :length].float() / scale)
-                    costs[name] += (flat[name] @ gradient.flatten()).double().square()
-            pending.clear()
-    return costs

@@ -132,6 +132,11 @@ class Samples:
             for row in self.inputs
         )
 
+    @cached_property
+    def rigid_shapes(self) -> list[tuple[tuple[int, ...], ...]]:
+        """The shapes of what cannot be padded, sample by sample: only those of equal ones fit into a batch."""
+        return [tuple(tuple(t.shape) for t in row.values() if t.dim() != 1) for row in self.inputs]
+
     def first(self, count: int) -> Samples:
         """The first `count` samples in the data's own order."""
         labels = None if self.labels is None else self.labels[:count]

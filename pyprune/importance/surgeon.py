@@ -9,9 +9,10 @@ refitting the rows that stay costs, and changes W and H by,
 (Hassibi and Stork 1993; for structures Kurtic et al. 2023, "ZipLM"; the metric is the K-FAC factor of Martens and
 Grosse 2015). The cheapest units go first, which orders them and gives a curve of costs a block.
 
-The Kronecker form ignores that errors of one sample's tokens add up, by a factor that differs from block to block. So
-the curve is *calibrated*: at a few points the exact Gauss-Newton cost of the removal is measured on data, and the curve
-is scaled to pass through them. Its increments, made non-decreasing, are scores that an additive search may compare
+The Kronecker form ignores that errors of one sample's tokens add up, by a factor that differs from block to block, and
+that what is far from the dense model costs more than a quadratic form says. So the curve is *calibrated*: at a few
+points the cost of the removal is measured on data (`capture.update_costs`), and the curve is scaled to pass through
+them. Its increments, made non-decreasing, are scores that an additive search may compare
 across blocks.
 """
 
@@ -23,8 +24,9 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 
-# Shares of units that stay where the cost is measured: dense enough for a log-linear curve between them.
-LEVELS = (0.8, 0.6, 0.45, 0.3, 0.15, 0.0)
+# Shares of units that stay where the cost is measured: dense enough for a log-linear curve between them. The last units
+# of a block can cost a hundred times what all before them do.
+LEVELS = (0.8, 0.6, 0.45, 0.3, 0.15, 0.05, 0.0)
 # Neurons removed between two updates of H, as a share: 8 of 1,536. A step's joint cost is exact, its choice is not.
 _STEP = 1 / 192
 # Relative to the mean diagonal; keeps the metric definite.

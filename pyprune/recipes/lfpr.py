@@ -7,6 +7,7 @@ code does by decoding step after step again.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -92,11 +93,16 @@ class LFPR(OneShot):
         return Scores(values, meta, statistics)
 
     def _batches(self, model: nn.Module, samples: Samples) -> list[Batch]:
-        """With dropout, samples travel in the data's own order: which of them share its draws counts."""
+        """With dropout, samples travel in the data's own order: which of them share its draws counts.
+
+        Of each `batch` of them, those do that can be stacked.
+        """
         if not self.dropout:
             return samples.batches(**batching(model))
-        order = range(len(samples))
-        return [samples.collate(order[i : i + self.batch]) for i in range(0, len(samples), self.batch)]
+        alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for s, shapes in enumerate(samples.rigid_shapes):
+            alike[s // self.batch, shapes].append(s)
+        return [samples.collate(own) for own in alike.values()]
 
     def _until(self, model: Any, samples: Samples) -> Samples:
         """`samples` with what the model has decoded before the step that is scored."""

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from pyprune.capture.cotangent import Cotangent
-from pyprune.capture.curvature import collect_curvature, measure_updates
+from pyprune.capture.curvature import collect_curvature
+from pyprune.capture.divergence import Divergence
+from pyprune.capture.update_costs import update_costs
 from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.batches import Samples, batching
 from pyprune.core.budget import Budget
@@ -23,7 +25,7 @@ from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.importance.surgeon import calibrated, eliminate
-from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent
+from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent, is_causal
 from pyprune.recipes.precision import checked_dtype, in_dtype
 from pyprune.recipes.registry import RECIPES
 from pyprune.recovery.blockwise import Outcome
@@ -31,7 +33,7 @@ from pyprune.recovery.refit import check_damping, refit
 from pyprune.search import search
 
 # Samples that the calibration of the cost curves reads: one number a block and level needs fewer than a Gram matrix.
-_CALIBRATION_SAMPLES = 192
+_CALIBRATION_SAMPLES = 64
 
 
 @RECIPES.register("surgeon")
@@ -65,7 +67,7 @@ class Surgeon:
         checked_dtype(self.score_dtype)
 
     def score(self, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages) -> Scores:
-        """Second-order scores: two passes over data, with every block taken apart in between."""
+        """Second-order scores: a pass over data takes every block apart; others measure what that costs."""
         anatomy.need_blocks("recipe='surgeon'")
         cotangent, name, draws = choose_cotangent(model, self.cotangent, self.draws, seed, self.tokens)
         scored = in_dtype(model, checked_dtype(self.score_dtype))
@@ -78,12 +80,11 @@ class Surgeon:
             weight = matrix(scored.get_submodule(block.projection))
             taken_apart[unit] = eliminate(weight, found.gram, found.metric, block.units.width, self.damping)
         few = samples.first(_CALIBRATION_SAMPLES)
-        measured = measure_updates(
+        measured = update_costs(
             scored,
             anatomy,
             stages.progress(few.batches(**batching(model)), "calibrate"),
-            cotangent,
-            draws,
+            Divergence(is_causal(model), model.config, temperature=1.0),
             {unit: e.updates for unit, e in taken_apart.items()},
         )
         values = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in anatomy.groups}

@@ -27,7 +27,7 @@ class GroupedBatches(Sampler[list[int]]):
         self.drop_last = False  # asked for by accelerate
         self.seed, self.epoch = seed, 0
         self.lengths = samples.lengths.tolist()
-        self.shapes = [tuple(tuple(t.shape) for t in row.values() if t.dim() != 1) for row in samples.inputs]
+        self.shapes = samples.rigid_shapes
         self._batches = sum(-(-count // self.batch_size) for count in Counter(self.shapes).values())
 
     def set_epoch(self, epoch: int) -> None:

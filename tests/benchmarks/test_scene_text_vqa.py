@@ -222,7 +222,11 @@ def test_masked_sliced_and_reloaded_are_one(task, model, tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "recover"),
-    [(pyprune.LFPR(), {"share": 1.0, "layers": 1}), (pyprune.Kwon(cotangent="labels"), None)],
+    [
+        (pyprune.LFPR(), {"share": 1.0, "layers": 1}),
+        (pyprune.LFPR(compat="published"), None),
+        (pyprune.Kwon(cotangent="labels"), None),
+    ],
 )
 def test_the_runner_prunes_it(task, model, recipe, recover):
     dense = Dense(copy.deepcopy(model), {"key": "tiny", "test": 0.5})
