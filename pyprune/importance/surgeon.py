@@ -10,23 +10,16 @@ refitting the rows that stay costs, and changes W and H by,
 Grosse 2015). The cheapest units go first, which orders them and gives a curve of costs a block.
 
 The Kronecker form ignores that errors of one sample's tokens add up, by a factor that differs from block to block, and
-that what is far from the dense model costs more than a quadratic form says. So the curve is *calibrated*: at a few
-points the cost of the removal is measured on data (`capture.update_costs`), and the curve is scaled to pass through
-them. Its increments, made non-decreasing, are scores that an additive search may compare
-across blocks.
+that what is far from the dense model costs more than a quadratic form says: the curves are calibrated
+(`importance.cost_curve`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from scipy.optimize import isotonic_regression
 
-# Shares of units that stay where the cost is measured: dense enough for a log-linear curve between them. The last units
-# of a block can cost a hundred times what all before them do.
-LEVELS = (0.8, 0.6, 0.45, 0.3, 0.15, 0.05, 0.0)
+from pyprune.importance.cost_curve import CostCurve, channels, removals
+
 # Neurons removed between two updates of H, as a share: 8 of 1,536. A step's joint cost is exact, its choice is not.
 _STEP = 1 / 192
 # Relative to the mean diagonal; keeps the metric definite.
@@ -35,24 +28,10 @@ _METRIC_DAMPING = 1e-3
 _COMPACT_BELOW = 0.75
 
 
-@dataclass
-class Elimination:
-    """One block taken apart.
-
-    `order` `[size]` lists units, first to go first, and `cost` `[size]` what each one's going costs.
-    `updates` `[k, n, d]` are the weight changes after `removed[k]` units have gone, refit included.
-    """
-
-    order: torch.Tensor
-    cost: torch.Tensor
-    removed: list[int]
-    updates: torch.Tensor
-
-
 def eliminate(
     weight: torch.Tensor, gram: torch.Tensor, metric: torch.Tensor, width: int, damping: float = 1e-2
-) -> Elimination:
-    """Take the block apart unit by unit.
+) -> CostCurve:
+    """The block taken apart unit by unit, refit included.
 
     `weight` `[d, n]` as `nn.Linear` holds it, `gram` `[n, n]`, `metric` `[d, d]`, `width` channels a unit. Float64
     inside.
@@ -65,13 +44,13 @@ def eliminate(
     w = dense @ root
     units = torch.arange(size, device=dense.device)  # what the rows of w and h stand for, as units are removed
     order, cost, removed, updates = [], [], [], []
-    levels = sorted({size - int(level * size) for level in LEVELS} - {0})
+    levels = removals(size)
     step = max(1, round(size * _STEP)) if width == 1 else 1
     alive = torch.ones(size, dtype=torch.bool, device=dense.device)
     while len(order) < size:
         here = min(step, levels[0] - len(order))
         gone = _unit_costs(w, h, alive, width).topk(here, largest=False, sorted=True).indices
-        rows = _channels(gone, width)
+        rows = channels(gone, width)
         block = h[rows][:, rows]
         solved = torch.linalg.solve(block, w[rows])
         order += units[gone].tolist()
@@ -81,35 +60,19 @@ def eliminate(
         h.addmm_(cross, torch.linalg.solve(block, cross.T), alpha=-1)
         alive[gone] = False
         if int(alive.sum()) < _COMPACT_BELOW * len(alive) or width > 1:
-            left = _channels(alive.nonzero().flatten(), width)
+            left = channels(alive.nonzero().flatten(), width)
             w, h = w[left], h[left][:, left].contiguous()
             units, alive = units[alive], alive[alive]
         if len(order) == levels[0]:
             levels.pop(0)
             after = torch.zeros_like(dense)
             left = alive.nonzero().flatten()
-            after[_channels(units[left], width)] = torch.linalg.solve_triangular(
-                root, w[_channels(left, width)], upper=False, left=False
+            after[channels(units[left], width)] = torch.linalg.solve_triangular(
+                root, w[channels(left, width)], upper=False, left=False
             )
             removed.append(len(order))
             updates.append((after - dense).float())
-    return Elimination(torch.tensor(order), torch.tensor(cost, dtype=torch.float64), removed, torch.stack(updates))
-
-
-def calibrated(elimination: Elimination, measured: torch.Tensor) -> torch.Tensor:
-    """Scores `[size]` float64 of a block's units from its elimination and the measured costs `[k]` of its updates."""
-    curve = elimination.cost.cumsum(0).numpy()
-    points = np.array(elimination.removed)
-    tiny = np.finfo(np.float64).tiny
-    ratio = np.log(np.maximum(measured.cpu().numpy(), tiny)) - np.log(np.maximum(curve[points - 1], tiny))
-    scaled = curve * np.exp(np.interp(np.arange(1, len(curve) + 1), points, ratio))
-    increments = np.diff(np.maximum.accumulate(scaled), prepend=0.0)
-    rising = isotonic_regression(increments).x
-    # Units of equal score go in the elimination's order: a search takes the highest scores first.
-    rising = rising * (1 + 1e-9 * np.arange(len(rising)))
-    scores = torch.empty(len(rising), dtype=torch.float64)
-    scores[elimination.order] = torch.from_numpy(rising)
-    return scores
+    return CostCurve(torch.tensor(order), torch.tensor(cost, dtype=torch.float64), removed, torch.stack(updates))
 
 
 def _root(metric: torch.Tensor) -> torch.Tensor:
@@ -125,7 +88,3 @@ def _unit_costs(w: torch.Tensor, h: torch.Tensor, alive: torch.Tensor, width: in
     blocks = h.view(len(alive), width, len(alive), width)[at, :, at, :]
     rows = w.view(len(alive), width, -1)
     return (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
-
-
-def _channels(units: torch.Tensor, width: int) -> torch.Tensor:
-    return (units[:, None] * width + torch.arange(width, device=units.device)).flatten()

@@ -32,7 +32,7 @@ from pyprune.recipes.registry import RECIPES
 @RECIPES.register("lfpr")
 @dataclass(frozen=True)
 class LFPR(OneShot):
-    """Settings of the recipe, besides `tuning`, `damping` and `score_dtype` of `OneShot`.
+    """Settings of the recipe, besides `tuning`, `damping`, `score_dtype` and `calibrate` of `OneShot`.
 
     - `steps`: tokens that are decoded at most; a sample's own step is the one of the largest logit.
     - `step`: which one is scored: the `median` of `batch` samples, as published, or each sample's `own`.
@@ -90,7 +90,7 @@ class LFPR(OneShot):
             values = per_batch(statistics, self.batch, mean=False)
         else:
             values = per_sample(statistics)
-        return Scores(values, meta, statistics)
+        return self._calibrated(Scores(values, meta, statistics), model, anatomy, samples, stages)
 
     def _batches(self, model: nn.Module, samples: Samples) -> list[Batch]:
         """With dropout, samples travel in the data's own order: which of them share its draws counts.

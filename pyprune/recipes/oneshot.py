@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,13 +17,16 @@ from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.batches import Samples, batching
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
+from pyprune.core.layers import matrix
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.core.statistics import ChannelTotals, Statistics
 from pyprune.importance import CRITERIA
+from pyprune.importance.cost_curve import removal
 from pyprune.importance.registry import Criterion, Evidence
 from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent, is_causal
+from pyprune.recipes.measured_costs import calibrated_scores
 from pyprune.recipes.precision import checked_dtype, in_dtype
 from pyprune.recovery.bias_compensation import compensate_bias
 from pyprune.recovery.blockwise import Outcome
@@ -40,6 +43,8 @@ class OneShot:
       for criteria without gradients.
     - `tuning`: `refit` (least squares), `bias` (bias compensation), `none`, or what a recipe adds.
     - `damping`: of the refit, relative to the mean diagonal of its statistics.
+    - `calibrate`: scale the scores of every block until they add up to what the removal of its units costs, measured
+      (`importance.cost_curve`), where those of different blocks are not comparable.
     - `score_dtype`: floating-point type of the scoring pass, or its name; None is the model's own.
     """
 
@@ -50,6 +55,7 @@ class OneShot:
     tuning: str = "refit"
     damping: float = 1e-2
     score_dtype: torch.dtype | str | None = None
+    calibrate: bool = False
 
     name: ClassVar[str]
     tunings: ClassVar[tuple[str, ...]] = ("refit", "bias", "none")
@@ -73,7 +79,24 @@ class OneShot:
             statistics, found = self._collect(criterion, model, anatomy, samples, seed, stages)
             meta |= {**found, "samples": len(samples)}
         values = criterion.values(Evidence(model, anatomy, statistics, seed))
-        return Scores(values, meta, statistics)
+        return self._calibrated(Scores(values, meta, statistics), model, anatomy, samples, stages)
+
+    def _calibrated(
+        self, scores: Scores, model: nn.Module, anatomy: Anatomy, samples: Samples, stages: Stages
+    ) -> Scores:
+        """`scores` with comparable values, if that is asked for."""
+        if not self.calibrate:
+            return scores
+        anatomy.need_blocks("calibrate=True")
+        anatomy.need_projections("calibrate=True")
+        scored = in_dtype(model, checked_dtype(self.score_dtype))
+        curves = {
+            unit.name: removal(matrix(scored.get_submodule(block.projection)), scores.values[unit.name], unit.width)
+            for block in anatomy.blocks
+            if (unit := block.units).size
+        }
+        values = scores.values | calibrated_scores(scored, anatomy, curves, samples, stages)
+        return replace(scores, values=values, meta=scores.meta | {"calibrate": True})
 
     def _collect(
         self, criterion: Criterion, model: nn.Module, anatomy: Anatomy, samples: Samples, seed: int, stages: Stages

@@ -14,8 +14,6 @@ from torch import nn
 
 from pyprune.capture.cotangent import Cotangent
 from pyprune.capture.curvature import collect_curvature
-from pyprune.capture.divergence import Divergence
-from pyprune.capture.update_costs import update_costs
 from pyprune.core.anatomy import Adapter, Anatomy
 from pyprune.core.batches import Samples, batching
 from pyprune.core.budget import Budget
@@ -24,16 +22,14 @@ from pyprune.core.layers import matrix
 from pyprune.core.plan import Plan
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
-from pyprune.importance.surgeon import calibrated, eliminate
-from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent, is_causal
+from pyprune.importance.surgeon import eliminate
+from pyprune.recipes.cotangents import CotangentName, check_cotangent, choose_cotangent
+from pyprune.recipes.measured_costs import calibrated_scores
 from pyprune.recipes.precision import checked_dtype, in_dtype
 from pyprune.recipes.registry import RECIPES
 from pyprune.recovery.blockwise import Outcome
 from pyprune.recovery.refit import check_damping, refit
 from pyprune.search import search
-
-# Samples that the calibration of the cost curves reads: one number a block and level needs fewer than a Gram matrix.
-_CALIBRATION_SAMPLES = 64
 
 
 @RECIPES.register("surgeon")
@@ -79,16 +75,8 @@ class Surgeon:
             unit, found = block.units.name, curvature.pop(block.units.name)
             weight = matrix(scored.get_submodule(block.projection))
             taken_apart[unit] = eliminate(weight, found.gram, found.metric, block.units.width, self.damping)
-        few = samples.first(_CALIBRATION_SAMPLES)
-        measured = update_costs(
-            scored,
-            anatomy,
-            stages.progress(few.batches(**batching(model)), "calibrate"),
-            Divergence(is_causal(model), model.config, temperature=1.0),
-            {unit: e.updates for unit, e in taken_apart.items()},
-        )
         values = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in anatomy.groups}
-        values |= {unit: calibrated(e, measured[unit]) for unit, e in taken_apart.items()}
+        values |= calibrated_scores(scored, anatomy, taken_apart, samples, stages)
         meta = {"criterion": "surgeon", "cotangent": name, "draws": draws, "samples": len(samples), "seed": seed}
         return Scores(values, {**meta, "mean_length": float(samples.lengths.double().mean())})
 

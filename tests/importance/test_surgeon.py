@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pyprune.importance.surgeon import LEVELS, Elimination, calibrated, eliminate
+from pyprune.importance.cost_curve import calibrated
+from pyprune.importance.surgeon import eliminate
 from pyprune.testing.numerics import ratio
 
 DAMPING = 1e-2
@@ -64,32 +65,6 @@ def test_a_copy_of_a_unit_costs_next_to_nothing_once():
     found = eliminate(weight, gram, metric, 1)
     assert int(found.order[0]) in (2, 7)
     assert ({2, 7} - {int(found.order[0])}).pop() not in found.order[:3].tolist()
-
-
-def test_levels_are_the_shares_that_stay():
-    weight, gram, metric = problem(100, 1)
-    stay = [100 - count for count in eliminate(weight, gram, metric, 1).removed]
-    assert stay == [int(100 * level) for level in LEVELS]
-
-
-def test_calibrated_scores_pass_through_the_measured_costs():
-    cost = torch.tensor([1.0, 1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    elimination = Elimination(order, cost, [2, 5], torch.zeros(2, 5, 1))
-    scores = calibrated(elimination, torch.tensor([20.0, 1600.0]))
-    in_order = scores[order]
-    assert (in_order.diff() > 0).all()
-    assert float(in_order[:2].sum()) == pytest.approx(20.0)
-    assert float(in_order.sum()) == pytest.approx(1600.0)
-
-
-def test_a_measured_cost_that_falls_gives_non_decreasing_scores():
-    cost = torch.ones(6, dtype=torch.float64)
-    elimination = Elimination(torch.arange(6), cost, [2, 4, 6], torch.zeros(3, 6, 1))
-    scores = calibrated(elimination, torch.tensor([10.0, 5.0, 12.0]))
-    assert (scores.diff() >= 0).all()
-    assert torch.isfinite(scores).all()
-    assert float(scores.sum()) == pytest.approx(12.0)
 
 
 def test_a_dead_block_has_finite_scores():

@@ -1,6 +1,7 @@
 """One-shot recipes: every criterion through scoring, a file, a plan and tuning."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import pyprune
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
+from pyprune.core.layers import matrix
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.importance import CRITERIA
@@ -158,3 +160,34 @@ def test_first_order_scores_without_labels_are_told_to_be_chance():
     labelled = Samples(samples_of(4).inputs, [torch.tensor(i % 2) for i in range(4)])
     classifier = tiny_model("bert", "AutoModelForSequenceClassification")
     assert pyprune.score(classifier, labelled, recipe="llm_pruner").meta["cotangent"] == "labels"
+
+
+@pytest.mark.parametrize("recipe", [pyprune.Kwon(calibrate=True), pyprune.LFPR(calibrate=True)])
+@torch.no_grad()
+def test_calibrated_scores_add_up_to_what_is_lost_with_a_block(recipe):
+    model = tiny_model("bert", "AutoModelForSequenceClassification", torch.float64)
+    anatomy = adapter_for(model).anatomy(model)
+    generator = torch.Generator().manual_seed(0)
+    samples = Samples([{"input_ids": torch.randint(3, 99, (n,), generator=generator)} for n in (9, 5, 7)])
+    scores = recipe.score(model, anatomy, samples, 0, Stages(True))
+    plain = replace(recipe, calibrate=False).score(model, anatomy, samples, 0, Stages(True))
+    for block in anatomy.blocks:
+        without = copy.deepcopy(model)
+        matrix(without.get_submodule(block.projection)).zero_()
+        lost = torch.zeros((), dtype=torch.float64)
+        for batch in samples.batches():
+            dense, says = (m(**batch.inputs).logits.log_softmax(-1) for m in (model, without))
+            lost += (dense.exp() * (dense - says)).sum()
+        name = block.units.name
+        # A part of the block may cost more than the whole: curves do not fall.
+        assert 1 - 1e-6 < float(scores.values[name].sum() / lost) < 1.2
+        assert torch.equal(scores.values[name].argsort(stable=True), plain.values[name].argsort(stable=True))
+    assert scores.meta["calibrate"]
+
+
+def test_what_is_no_projection_cannot_be_calibrated():
+    model = tiny_model("bert")
+    anatomy = adapter_for(model).anatomy(model, ("layers",))
+    samples = Samples([{"input_ids": torch.arange(3, 9)}])
+    with pytest.raises(InputError, match="calibrate=True: not possible for the axis layers"):
+        pyprune.Kwon(calibrate=True).score(model, anatomy, samples, 0, Stages(True))

@@ -1,0 +1,42 @@
+"""Curves of what removals cost: what is changed at their points, and scores that pass through measured costs."""
+
+import pytest
+import torch
+
+from pyprune.importance.cost_curve import LEVELS, CostCurve, calibrated, removal, removals
+
+
+def test_points_are_the_shares_that_stay():
+    assert [100 - count for count in removals(100)] == [int(100 * level) for level in LEVELS]
+    assert removals(1) == [1]
+
+
+def test_removed_units_write_nothing():
+    weight = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
+    scores = torch.tensor([3.0, -1.0, 2.0, 9.0, 0.0])
+    curve = removal(weight, scores, width=4)
+    assert curve.order.tolist() == [1, 4, 2, 0, 3]
+    assert curve.cost.tolist() == [0, 0, 2, 3, 9]
+    for count, update in zip(curve.removed, curve.updates, strict=True):
+        left = (weight.T + update).view(5, 4, 4)
+        gone = curve.order[:count]
+        assert (left[gone] == 0).all()
+        assert torch.equal(left[curve.order[count:]], weight.T.view(5, 4, 4)[curve.order[count:]])
+
+
+def test_calibrated_scores_pass_through_the_measured_costs():
+    cost = torch.tensor([1.0, 1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    scores = calibrated(CostCurve(order, cost, [2, 5], torch.zeros(2, 5, 1)), torch.tensor([20.0, 1600.0]))
+    in_order = scores[order]
+    assert (in_order.diff() > 0).all()
+    assert float(in_order[:2].sum()) == pytest.approx(20.0)
+    assert float(in_order.sum()) == pytest.approx(1600.0)
+
+
+def test_a_measured_cost_that_falls_gives_non_decreasing_scores():
+    curve = CostCurve(torch.arange(6), torch.ones(6, dtype=torch.float64), [2, 4, 6], torch.zeros(3, 6, 1))
+    scores = calibrated(curve, torch.tensor([10.0, 5.0, 12.0]))
+    assert (scores.diff() >= 0).all()
+    assert torch.isfinite(scores).all()
+    assert float(scores.sum()) == pytest.approx(12.0)
