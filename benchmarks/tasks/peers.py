@@ -27,6 +27,7 @@ from torch import nn
 
 import pyprune
 from benchmarks.tasks.task import DataError, Task
+from pyprune.capture.outputs import logits_of, run
 
 VERSION = "1.6.1"
 # Ratios are tried in so many steps from none to all until one is within the budget, then so many between the two.
@@ -146,7 +147,7 @@ class TorchPruning:
 
     def _losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """`[B]`: cross-entropy of the targets, the mean over a sample's tokens."""
-        logits = model(**batch.inputs).logits.float()
+        logits = logits_of(run(model, batch.inputs)).float()
         targets = logits.argmax(-1)
         if self.cotangent == "labels":
             text = batch.inputs.get("decoder_input_ids", batch.inputs.get("input_ids"))
@@ -221,7 +222,7 @@ def _choose(name: str, value: Any, known: tuple[Any, ...]) -> None:
 def _traced(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits, without a cache of keys and values: the search for dependencies does not end where there is one."""
     cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    return model(**inputs, **cache).logits
+    return logits_of(run(model, {**inputs, **cache}))
 
 
 def _roles(anatomy: Any, model: nn.Module) -> tuple[dict[nn.Module, int], list[nn.Module]]:

@@ -13,7 +13,9 @@ from benchmarks.tasks import run
 from benchmarks.tasks.easy_vqa import data as easy_vqa
 from benchmarks.tasks.easy_vqa.data import BEGIN, END, NUMBER, VOCABULARY
 from benchmarks.tasks.easy_vqa.task import RECIPE, EasyVQA, answered, flipped
+from benchmarks.tasks.peers import TorchPruning
 from benchmarks.tasks.task import DataError, Dense
+from pyprune.calibration import calibration_data
 from pyprune.capture import outputs
 
 SHAPE = {"width": 32, "heads": 4, "neurons": 64, "image_layers": 2, "text_layers": 2}
@@ -215,3 +217,13 @@ def test_retraining_brings_answers_back(task, tmp_path):
     assert apart(model) < 0.9 * apart(made.pruned)
     model.save_pretrained(tmp_path)
     assert apart(type(dense).from_pretrained(tmp_path)) == pytest.approx(apart(model))
+
+
+@pytest.mark.parametrize("cotangent", ["answers", "labels"])
+def test_another_package_gets_the_losses_of_the_decoder(task, model, cotangent):
+    rows = task.calibration(4, seed=0, labels=cotangent == "labels")
+    samples, _ = calibration_data(model, None, rows)
+    batch = samples.batches()[0]
+    losses = TorchPruning(importance="taylor", cotangent=cotangent)._losses(model, batch.on(model))
+    assert losses.shape == batch.index.shape
+    assert (losses > 0).all()
