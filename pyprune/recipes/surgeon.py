@@ -42,8 +42,8 @@ class Surgeon:
     - `damping`: of the refit and of the elimination that foresees it, relative to the mean diagonal of the statistics.
     - `score_dtype`: floating-point type of the scoring passes, or its name; None is the model's own.
 
-    Memory: statistics of all blocks at once, 8 (n^2 + d^2) + 24 n d bytes for a block of n channels and output width d:
-    34 MB for 1,536 neurons and width 384, 2.2 GB for 11,008 and 4,096.
+    Memory: statistics of all blocks at once, 8 (n^2 + d^2) + 28 n d bytes for a block of n channels and output width d:
+    37 MB for 1,536 neurons and width 384, 2.4 GB for 11,008 and 4,096.
     """
 
     cotangent: CotangentName | Cotangent = "auto"
