@@ -16,14 +16,17 @@ from pyprune.importance.cost_curve import CostCurve, calibrated
 from pyprune.recipes.cotangents import is_causal
 
 # One number a block and level needs fewer samples than a score of every unit.
-_SAMPLES = 64
+_SAMPLES = 32
+# All of them run once a block and level: what they take counts, and small batches of one length take long.
+_PADDING = 0.2
 
 
 def calibrated_scores(
     model: nn.Module, anatomy: Anatomy, curves: Mapping[str, CostCurve], samples: Samples, stages: Stages
 ) -> dict[str, torch.Tensor]:
     """Scores `[size]` of the units whose `curves` are given, with which the model's divergence from itself grows."""
-    batches = stages.progress(samples.first(_SAMPLES).batches(**batching(model)), "calibrate")
+    batches = samples.first(_SAMPLES).batches(**{**batching(model), "max_padding": _PADDING})
+    batches = stages.progress(batches, "calibrate")
     divergence = Divergence(is_causal(model), model.config, temperature=1.0)
     updates = {name: curve.updates for name, curve in curves.items()}
     measured = update_costs(model, anatomy, batches, divergence, updates)
