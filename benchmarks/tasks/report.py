@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -45,7 +45,7 @@ def _table(rows: Sequence[TaskRow]) -> list[str]:
     groups: dict[tuple[str, str, str, float, str], list[TaskRow]] = defaultdict(list)
     for row in rows:
         groups[row.recipe, row.settings, row.resource, row.budget, row.recovery].append(row)
-    figures = "achieved", "pruned", "recovered", "parameters, M", "times as fast", "seconds", "seeds"
+    figures = "achieved", "pruned", "recovered", "parameters, M", "times as fast", "s to prune", "s to retrain", "seeds"
     head = ["recipe", "recovery", "budget", *figures]
     body = []
     for (recipe, settings, resource, budget, recovery), own in sorted(
@@ -56,7 +56,7 @@ def _table(rows: Sequence[TaskRow]) -> list[str]:
             f"{recipe} {settings}".strip(),
             recovery,
             f"{budget:.0%} {resource}",
-            *(_figures(run) if run else [""] * 6),
+            *(_figures(run) if run else [""] * 7),
         ]
         seeds = f"{len(failures)} of {len(own)} failed: {failures[0]}" if failures else str(len(own))
         body.append([*cells, seeds.replace("|", "\\|")])
@@ -71,22 +71,31 @@ def _figures(rows: Sequence[TaskRow]) -> list[str]:
         "" if rows[0].recovered is None else _shown(rows, "recovered"),
         f"{fmean(row.params for row in rows) / 1e6:.2f}",
         f"{fmean(row.dense_ms / row.pruned_ms for row in rows):.2f}",
-        f"{fmean(_total(row.seconds) for row in rows):.0f}",
+        f"{fmean(_seconds(row)[0] for row in rows):.0f}",
+        "" if rows[0].recovered is None else f"{fmean(_seconds(row)[1] for row in rows):.0f}",
     ]
 
 
 def _plot(rows: Sequence[TaskRow], path: Path) -> None:
-    """What the final models reach against the FLOPs that stay, a line a recipe; means and deviations over seeds."""
+    """What the final models reach against the FLOPs that stay, a line a recipe; means and deviations over seeds.
+
+    Ablations, of fewer budgets than others, are in the table alone.
+    """
+    from cycler import cycler
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     scale = 100 if rows[0].metric in _PERCENT else 1
-    lines: dict[str, dict[float, list[TaskRow]]] = defaultdict(lambda: defaultdict(list))
+    lines: Mapping[str, dict[float, list[TaskRow]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        recovery = "" if row.recovery == "none" else ", recovered"
+        recovery = "" if row.recovery == "none" else f", {row.recovery.split()[0].removeprefix('method=')}"
         share = "" if row.resource == "flops" else f", {row.resource}"
         lines[f"{row.recipe} {row.settings}".strip() + recovery + share][row.budget].append(row)
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    most = max(len(points) for points in lines.values())
+    lines = {label: points for label, points in lines.items() if 2 * len(points) > most}
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * cycler(color=colormaps["tab10"].colors))
     for label, points in sorted(lines.items()):
         own = [points[budget] for budget in sorted(points)]
         reached = [[scale * (r.pruned if r.recovered is None else r.recovered) for r in seeds] for seeds in own]
@@ -98,7 +107,7 @@ def _plot(rows: Sequence[TaskRow], path: Path) -> None:
     if rows[0].metric == "perplexity":
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
@@ -109,5 +118,8 @@ def _shown(rows: Sequence[TaskRow], which: str) -> str:
     return mean_std([scale * getattr(row, which) for row in rows])
 
 
-def _total(seconds: str) -> float:
-    return sum(float(word.partition("=")[2]) for word in seconds.split())
+def _seconds(row: TaskRow) -> tuple[float, float]:
+    """Of all stages but retraining, and of that."""
+    stages = {name: float(value) for name, _, value in (word.partition("=") for word in row.seconds.split())}
+    retraining = stages.pop("recover", 0.0)
+    return sum(stages.values()), retraining

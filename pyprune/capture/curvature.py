@@ -34,7 +34,7 @@ class Curvature:
     metric: torch.Tensor
 
 
-class _GramSum:
+class GramSum:
     """Sum of r r' over rows r, float64.
 
     Rows wait for some thousands of them: adding up a Gram matrix of 1,536 channels costs more than computing it from a
@@ -75,8 +75,8 @@ def collect_curvature(
     for block in blocks:
         projection = model.get_submodule(block.projection)
         device = projection.weight.device
-        grams[block.units.name] = _GramSum(matrix(projection).shape[1], device)
-        metrics[block.units.name] = _GramSum(matrix(projection).shape[0], device)
+        grams[block.units.name] = GramSum(matrix(projection).shape[1], device)
+        metrics[block.units.name] = GramSum(matrix(projection).shape[0], device)
     pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     weight: dict[str, torch.Tensor] = {}
     with output_taps(model, projections, lambda name, x, dy: pending.__setitem__(name, (x, dy))):

@@ -44,17 +44,32 @@ def channels(units: torch.Tensor, width: int) -> torch.Tensor:
     return (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
 
 
-def removal(weight: torch.Tensor, scores: torch.Tensor, width: int) -> CostCurve:
-    """The block whose units go in the order of their `scores` `[size]`, lowest first, and are not made up for.
+def removal(
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    width: int,
+    gram: torch.Tensor | None = None,
+    damping: float = 1e-2,
+) -> CostCurve:
+    """The block whose units go in the order of their `scores` `[size]`, lowest first.
 
-    `weight` `[d, n]` as `nn.Linear` holds it, `width` channels a unit.
+    `weight` `[d, n]` as `nn.Linear` holds it, `width` channels a unit. With the Gram matrix `gram` `[n, n]` of the
+    block's inputs, the rows that stay are refitted to make up for those that go; `damping` is relative to its mean
+    diagonal.
     """
     cost, order = scores.double().cpu().clamp(min=0).sort(stable=True)
     removed, rows = removals(len(order)), weight.detach().T.float()
     updates = torch.zeros(len(removed), *rows.shape, device=weight.device)
+    if gram is not None:
+        ridge = damping * gram.diagonal().mean().clamp(min=1e-12)
+        gram = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     for update, count in zip(updates, removed, strict=True):
         gone = channels(order[:count].to(weight.device), width)
         update[gone] = -rows[gone]
+        if gram is not None and count < len(order):
+            left = channels(order[count:].to(weight.device), width)
+            kept = torch.linalg.cholesky(gram[left][:, left])
+            update[left] = torch.cholesky_solve(gram[left][:, gone] @ rows[gone].double(), kept).float()
     return CostCurve(order, cost, removed, updates)
 
 

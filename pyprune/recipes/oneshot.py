@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from pyprune.capture.channels import collect_channels
+from pyprune.capture.channels import collect_channels, collect_grams
 from pyprune.capture.collect import collect
 from pyprune.capture.cotangent import Cotangent
 from pyprune.capture.weight_scores import Mode, collect_weight_scores
@@ -44,7 +44,8 @@ class OneShot:
     - `tuning`: `refit` (least squares), `bias` (bias compensation), `none`, or what a recipe adds.
     - `damping`: of the refit, relative to the mean diagonal of its statistics.
     - `calibrate`: scale the scores of every block until they add up to what the removal of its units costs, measured
-      (`importance.cost_curve`), where those of different blocks are not comparable.
+      (`importance.cost_curve`), where those of different blocks are not comparable; the refit, if one is to follow, is
+      foreseen.
     - `score_dtype`: floating-point type of the scoring pass, or its name; None is the model's own.
     """
 
@@ -90,11 +91,15 @@ class OneShot:
         anatomy.need_blocks("calibrate=True")
         anatomy.need_projections("calibrate=True")
         scored = in_dtype(model, checked_dtype(self.score_dtype))
-        curves = {
-            unit.name: removal(matrix(scored.get_submodule(block.projection)), scores.values[unit.name], unit.width)
-            for block in anatomy.blocks
-            if (unit := block.units).size
-        }
+        grams: Mapping[str, torch.Tensor] = {}
+        if self.tuning == "refit":
+            grams = collect_grams(scored, anatomy, stages.progress(samples.batches(**batching(model)), "foresee"))
+        curves = {}
+        for block in anatomy.blocks:
+            unit = block.units
+            if unit.size:
+                weight, found = matrix(scored.get_submodule(block.projection)), grams.get(unit.name)
+                curves[unit.name] = removal(weight, scores.values[unit.name], unit.width, found, self.damping)
         values = scores.values | calibrated_scores(scored, anatomy, curves, samples, stages)
         return replace(scores, values=values, meta=scores.meta | {"calibrate": True})
 

@@ -191,7 +191,7 @@ def test_a_table_of_failures_alone_has_no_plot(tmp_path):
     results.append(row, tmp_path / "tasks.csv")
     report.write(tmp_path, tmp_path / "docs")
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "| torch-pruning | none | 0% params |  |  |  |  |  |  | 1 of 1 failed: no ratio leaves" in page
+    assert "| torch-pruning | none | 0% params |  |  |  |  |  |  |  | 1 of 1 failed: no ratio leaves" in page
     assert "plots/" not in page
 
 

@@ -62,13 +62,14 @@ def test_a_table_of_other_columns_is_named(tmp_path):
 
 
 def test_report_has_a_table_for_each_task(tmp_path):
-    for row in (ROW, replace(ROW, seed=1, pruned=0.85), replace(ROW, recipe="surgeon", settings="", recovered=0.9)):
+    trained = replace(ROW, recipe="surgeon", settings="", recovered=0.9, seconds=f"{ROW.seconds} recover=7")
+    for row in (ROW, replace(ROW, seed=1, pruned=0.85), trained):
         results.append(row, tmp_path / "tasks.csv")
     results.append(replace(ROW, task="pydoc_lm", metric="perplexity", dense=20.0, pruned=30.0), tmp_path / "tasks.csv")
     report.write(tmp_path, tmp_path / "docs")
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "| kwon tuning=none | none | 50% flops | 49.8% | 80.00 ± 7.07 |  | 1.00 | 2.00 | 2 | 2 |" in page
-    assert "| surgeon | none | 50% flops | 49.8% | 75.00 | 90.00 | 1.00 | 2.00 | 2 | 1 |" in page
+    assert "| kwon tuning=none | none | 50% flops | 49.8% | 80.00 ± 7.07 |  | 1.00 | 2.00 | 2 |  | 2 |" in page
+    assert "| surgeon | none | 50% flops | 49.8% | 75.00 | 90.00 | 1.00 | 2.00 | 2 | 7 | 1 |" in page
     assert "Dense model `0123`: perplexity 20.00" in page
     assert "| 30.00 |" in page
     plots = sorted((tmp_path / "docs" / "plots").glob("*.png"))

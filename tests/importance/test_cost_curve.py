@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyprune.importance.cost_curve import LEVELS, CostCurve, calibrated, removal, removals
+from pyprune.importance.cost_curve import LEVELS, CostCurve, calibrated, channels, removal, removals
 
 
 def test_points_are_the_shares_that_stay():
@@ -22,6 +22,26 @@ def test_removed_units_write_nothing():
         gone = curve.order[:count]
         assert (left[gone] == 0).all()
         assert torch.equal(left[curve.order[count:]], weight.T.view(5, 4, 4)[curve.order[count:]])
+
+
+def test_units_that_stay_make_up_for_those_that_go():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 12, generator=generator)
+    x = torch.randn(50, 12, generator=generator, dtype=torch.float64) @ torch.randn(
+        12, 12, generator=generator, dtype=torch.float64
+    )
+    gram, damping = x.T @ x, 1e-2
+    ridge = damping * gram.diagonal().mean()
+    curve = removal(weight, torch.rand(6, generator=generator), 2, gram, damping)
+    for count, update in zip(curve.removed[:-1], curve.updates, strict=False):
+        left = channels(curve.order[count:], 2)
+        # min over the rows that stay: |X_left W - X W0|^2 + ridge |W - W0_left|^2
+        a = torch.cat([x[:, left], ridge.sqrt() * torch.eye(len(left), dtype=torch.float64)])
+        b = torch.cat([x @ weight.double().T, ridge.sqrt() * weight.double().T[left]])
+        fitted = torch.linalg.lstsq(a, b).solution
+        torch.testing.assert_close(weight.double().T[left] + update[left], fitted, rtol=1e-4, atol=1e-5)
+        assert (weight.T + update)[channels(curve.order[:count], 2)].abs().max() == 0
+    assert torch.equal(curve.updates[-1], -weight.T)
 
 
 def test_calibrated_scores_pass_through_the_measured_costs():
