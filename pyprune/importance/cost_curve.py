@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 
-# Shares of units that stay where the cost is measured: dense enough for a log-linear curve between them. The last units
-# of a block can cost a hundred times what all before them do.
+# Shares of units that stay where the cost is measured: dense enough for a log-linear curve between them, above all at
+# the last units of a block, which may cost more than all before them.
 LEVELS = (0.8, 0.6, 0.45, 0.3, 0.15, 0.05, 0.0)
+# The least estimate, as a share of the block's largest.
+_LEAST = 1e-12
 
 
 @dataclass
@@ -57,7 +59,7 @@ def removal(
     block's inputs, the rows that stay are refitted to make up for those that go; `damping` is relative to its mean
     diagonal.
     """
-    cost, order = scores.double().cpu().clamp(min=0).sort(stable=True)
+    cost, order = scores.double().cpu().sort(stable=True)
     removed, rows = removals(len(order)), weight.detach().T.float()
     updates = torch.zeros(len(removed), *rows.shape, device=weight.device)
     if gram is not None:
@@ -70,15 +72,16 @@ def removal(
             left = channels(order[count:].to(weight.device), width)
             kept = torch.linalg.cholesky(gram[left][:, left])
             update[left] = torch.cholesky_solve(gram[left][:, gone] @ rows[gone].double(), kept).float()
-    return CostCurve(order, cost, removed, updates)
+    return CostCurve(order, cost.clamp(min=0), removed, updates)
 
 
 def calibrated(curve: CostCurve, measured: torch.Tensor) -> torch.Tensor:
     """Scores `[size]` float64 of a block's units, with the measured costs `[k]` of its updates."""
-    estimated = curve.cost.cumsum(0).numpy()
+    # Units that are estimated to cost nothing share what they are measured to cost.
+    estimated = (curve.cost + _LEAST * (float(curve.cost.max()) or 1.0)).cumsum(0).numpy()
     points = np.array(curve.removed)
     tiny = np.finfo(np.float64).tiny
-    ratio = np.log(np.maximum(measured.cpu().numpy(), tiny)) - np.log(np.maximum(estimated[points - 1], tiny))
+    ratio = np.log(np.maximum(measured.cpu().numpy(), tiny)) - np.log(estimated[points - 1])
     scaled = estimated * np.exp(np.interp(np.arange(1, len(estimated) + 1), points, ratio))
     increments = np.diff(np.maximum.accumulate(scaled), prepend=0.0)
     rising = isotonic_regression(increments).x

@@ -13,9 +13,9 @@ def test_points_are_the_shares_that_stay():
 
 def test_removed_units_write_nothing():
     weight = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
-    scores = torch.tensor([3.0, -1.0, 2.0, 9.0, 0.0])
+    scores = torch.tensor([3.0, -1.0, 2.0, 9.0, -2.0])
     curve = removal(weight, scores, width=4)
-    assert curve.order.tolist() == [1, 4, 2, 0, 3]
+    assert curve.order.tolist() == [4, 1, 2, 0, 3]
     assert curve.cost.tolist() == [0, 0, 2, 3, 9]
     for count, update in zip(curve.removed, curve.updates, strict=True):
         left = (weight.T + update).view(5, 4, 4)
@@ -60,3 +60,10 @@ def test_a_measured_cost_that_falls_gives_non_decreasing_scores():
     assert (scores.diff() >= 0).all()
     assert torch.isfinite(scores).all()
     assert float(scores.sum()) == pytest.approx(12.0)
+
+
+def test_units_that_seem_to_cost_nothing_share_what_is_measured():
+    cost = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    scores = calibrated(CostCurve(torch.arange(5), cost, [4, 5], torch.zeros(2, 5, 1)), torch.tensor([40.0, 100.0]))
+    assert scores[:4].tolist() == pytest.approx([10.0] * 4, rel=1e-6)
+    assert float(scores[4]) == pytest.approx(60.0, rel=1e-6)
