@@ -6,7 +6,6 @@ sure of its answers that their curvature vanishes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -33,11 +32,12 @@ def update_costs(
     """Divergence of `model` from itself under every weight change, each alone; sums over samples.
 
     `updates[name]` is `[k, n, d]`: k changes of that block's output projection (transposed weights). Returns `[k]`
-    float64 a block. The layers in front of a block run once a batch.
+    float64 a block, on the model's device. The layers in front of a block run once a batch.
     NumericsError where a prediction is not finite.
     """
     anatomy.need_projections("measured costs")
-    costs = {name: torch.zeros(len(changes), dtype=torch.float64) for name, changes in updates.items()}
+    device = next(model.parameters()).device
+    costs = {name: torch.zeros(len(changes), dtype=torch.float64, device=device) for name, changes in updates.items()}
     with frozen(model):
         for batch in batches:
             moved = batch.on(model)
@@ -51,8 +51,8 @@ def update_costs(
                     for k, change in enumerate(updates[name]):
                         settled.enter(0)
                         with _changed(model.get_submodule(block.projection), change):
-                            costs[name][k] += float(divergence(run(model, moved.inputs), moved))
-    odd = [name for name, found in costs.items() if not all(map(math.isfinite, found.tolist()))]
+                            costs[name][k] += divergence(run(model, moved.inputs), moved)
+    odd = [name for name, found in costs.items() if not torch.isfinite(found).all()]
     if odd:
         raise NumericsError(f"predictions hold NaN or Inf when {odd[0]} is changed; check the weights and the data")
     return costs
