@@ -21,12 +21,11 @@ from pyprune.recovery.answers import ANSWER, agreement, answer_loss, with_answer
 from pyprune.recovery.distillation import distillation_loss, features_loss, last_states
 from pyprune.recovery.output_heads import output_heads
 from pyprune.recovery.rest import MASKS_ALONE, Effort, break_point, effort
-from pyprune.recovery.training import Rates, Trained, train
+from pyprune.recovery.training import Rates, Schedule, Trained, train
 from pyprune.recovery.unit_masks import unit_masks
 
 Method = Literal["rest", "full", "lora"]
 Targets = Literal["hard", "soft"]
-Schedule = Literal["linear", "constant"]
 # What is held out to see whether masks alone suffice: a tenth of the samples between these, of few samples half.
 _HELD_OUT = (16, 512)
 

@@ -28,6 +28,7 @@ _KEPT = 10
 _DONE = "trained.json"
 
 Loss = Callable[[nn.Module, Batch], torch.Tensor]
+Schedule = Literal["linear", "constant"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def train(
     *,
     epochs: float = 1.0,
     batch_size: int = 16,
-    schedule: Literal["linear", "constant"] = "linear",
+    schedule: Schedule = "linear",
     clip: float = 1.0,
     seed: int = 0,
     folder: Path | None = None,
