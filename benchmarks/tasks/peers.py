@@ -27,6 +27,7 @@ from torch import nn
 
 import pyprune
 from benchmarks.tasks.task import DataError, Task
+from pyprune.capture.outputs import logits_of, run
 
 VERSION = "1.6.1"
 # Ratios are tried in so many steps from none to all until one is within the budget, then so many between the two.
@@ -146,7 +147,7 @@ class TorchPruning:
 
     def _losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """`[B]`: cross-entropy of the targets, the mean over a sample's tokens."""
-        logits = _logits(model, batch.inputs).float()
+        logits = logits_of(run(model, batch.inputs)).float()
         targets = logits.argmax(-1)
         if self.cotangent == "labels":
             text = batch.inputs.get("decoder_input_ids", batch.inputs.get("input_ids"))
@@ -218,22 +219,10 @@ def _choose(name: str, value: Any, known: tuple[Any, ...]) -> None:
         raise pyprune.InputError(f"{name}={value!r}: choose one of {', '.join(map(str, known))}")
 
 
-def _logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits of the model, or of its decoder where the model's own output leaves them out."""
-    decoder = model.get_decoder() if "decoder_input_ids" in inputs and hasattr(model, "get_decoder") else model
-    decoded: list[Any] = []
-    handle = decoder.register_forward_hook(lambda _, __, output: decoded.append(output))
-    try:
-        outputs = model(**inputs)
-    finally:
-        handle.remove()
-    return outputs.logits if hasattr(outputs, "logits") else decoded[-1].logits
-
-
 def _traced(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits, without a cache of keys and values: the search for dependencies does not end where there is one."""
     cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    return _logits(model, {**inputs, **cache})
+    return logits_of(run(model, {**inputs, **cache}))
 
 
 def _roles(anatomy: Any, model: nn.Module) -> tuple[dict[nn.Module, int], list[nn.Module]]:
