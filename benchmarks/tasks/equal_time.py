@@ -13,18 +13,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-import pyprune
 from benchmarks.tasks import results
+from benchmarks.tasks.over_tasks import over_tasks
 from benchmarks.tasks.results import TaskRow
-from benchmarks.tasks.run import SAMPLES, measure, recipe_of
+from benchmarks.tasks.run import measure, recipe_of
 from benchmarks.tasks.table import RESOURCE, REST
-from benchmarks.tasks.task import DataError, Task, find, task_names
+from benchmarks.tasks.task import Task
 
 SIZES = (0.6, 0.5, 0.4)
 SETTINGS = {"tuning": "refit"}
@@ -38,7 +36,7 @@ def recoveries(rows: list[TaskRow]) -> Iterator[dict[str, Any]]:
     yield REST
     for epochs in _PROBES:
         yield {**FULL, "epochs": epochs}
-    yield {**FULL, "epochs": round(equal_epochs(*(seconds(row) for row in rows)), 2)}
+    yield {**FULL, "epochs": round(equal_epochs(*(row.stage_seconds["recover"] for row in rows)), 2)}
 
 
 def equal_epochs(wanted: float, *probed: float) -> float:
@@ -48,17 +46,12 @@ def equal_epochs(wanted: float, *probed: float) -> float:
     return max((wanted - before) / epoch, _PROBES[0]) if epoch > 0 else _PROBES[0]
 
 
-def seconds(row: TaskRow) -> float:
-    """Wall seconds of the row's retraining."""
-    return float(dict(word.split("=") for word in row.seconds.split())["recover"])
-
-
-def compare(task: Task, device: str, seed: int = 0, **sizes: Any) -> Iterator[TaskRow]:
+def compare(task: Task, device: str, **sizes: Any) -> Iterator[TaskRow]:
     """The row of ReSt and that of full fine-tuning, for each size."""
     dense = task.dense(0)
     for budget in tqdm(SIZES, desc=task.name):
         rows: list[TaskRow] = []
-        options = {"settings": results.words(SETTINGS), "seed": seed, "device": device, **sizes}
+        options = {"settings": results.words(SETTINGS), "device": device, **sizes}
         recipe = recipe_of("lfpr", SETTINGS)
         for row in measure(task, dense, recipe, RESOURCE, budget, recoveries=recoveries(rows), **options):
             rows.append(row)
@@ -67,25 +60,13 @@ def compare(task: Task, device: str, seed: int = 0, **sizes: Any) -> Iterator[Ta
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", nargs="+", default=task_names(), choices=task_names(), help="default: all")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=results.FILE)
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    failed = 0
-    for name in args.task:
-        try:
-            for row in compare(find(name), args.device, args.seed, samples=args.samples):
-                results.append(row, args.results)
-                print(f"{name}, {row.budget:.0%}: {row.recovery}: {row.recovered:.4g} in {seconds(row):.0f} s")
-        except (DataError, pyprune.PyPruneError, ValueError) as error:
-            failed = 2
-            print(f"error: {name}: {error}", file=sys.stderr)
-    return failed
+    def measured(task: Task, args: argparse.Namespace) -> None:
+        for row in compare(task, args.device, samples=args.samples):
+            results.append(row, args.results)
+            took = row.stage_seconds["recover"]
+            print(f"{task.name}, {row.budget:.0%}: {row.recovery}: {row.recovered:.4g} in {took:.0f} s")
+
+    return over_tasks(__doc__, measured, arguments)
 
 
 if __name__ == "__main__":

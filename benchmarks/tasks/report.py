@@ -65,14 +65,15 @@ def _table(rows: Sequence[TaskRow]) -> list[str]:
 
 def _figures(rows: Sequence[TaskRow]) -> list[str]:
     """What the runs of one setting reached, means over seeds."""
+    retraining = fmean(row.stage_seconds.get("recover", 0.0) for row in rows)
     return [
         f"{fmean(row.achieved for row in rows):.1%}",
         _shown(rows, "pruned"),
         "" if rows[0].recovered is None else _shown(rows, "recovered"),
         f"{fmean(row.params for row in rows) / 1e6:.2f}",
         f"{fmean(row.dense_ms / row.pruned_ms for row in rows):.2f}",
-        f"{fmean(_seconds(row)[0] for row in rows):.0f}",
-        "" if rows[0].recovered is None else f"{fmean(_seconds(row)[1] for row in rows):.0f}",
+        f"{fmean(sum(row.stage_seconds.values()) for row in rows) - retraining:.0f}",
+        "" if rows[0].recovered is None else f"{retraining:.0f}",
     ]
 
 
@@ -116,10 +117,3 @@ def _shown(rows: Sequence[TaskRow], which: str) -> str:
     """Shares of right answers in %, anything else as it is."""
     scale = 100 if rows[0].metric in _PERCENT else 1
     return mean_std([scale * getattr(row, which) for row in rows])
-
-
-def _seconds(row: TaskRow) -> tuple[float, float]:
-    """Of all stages but retraining, and of that."""
-    stages = {name: float(value) for name, _, value in (word.partition("=") for word in row.seconds.split())}
-    retraining = stages.pop("recover", 0.0)
-    return sum(stages.values()), retraining

@@ -60,6 +60,11 @@ class TaskRow:
     failure: str = ""
 
     @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall seconds by stage; retraining is the stage `recover`."""
+        return {name: float(value) for name, _, value in (word.partition("=") for word in self.seconds.split())}
+
+    @property
     def key(self) -> tuple[object, ...]:
         return tuple(getattr(self, name) for name in _KEY)
 

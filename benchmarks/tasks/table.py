@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-import pyprune
 from benchmarks.tasks import results
+from benchmarks.tasks.over_tasks import over_tasks
 from benchmarks.tasks.results import TaskRow
 from benchmarks.tasks.run import SAMPLES, measure, recipe_of, recovery_words
-from benchmarks.tasks.task import DataError, Task, find, task_names
+from benchmarks.tasks.task import Task
 from pyprune.bench.results import device_name
 
 BUDGETS = {0.5: 3, 0.4: 1, 0.6: 1, 0.8: 1}  # share of the parameters: seeds
@@ -125,23 +124,10 @@ def fill(task: Task, path: Path, device: str, samples: int = SAMPLES, **sizes: A
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", nargs="+", default=task_names(), choices=task_names(), help="default: all")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=results.FILE)
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    failed = 0
-    for name in args.task:
-        try:
-            made = fill(find(name), args.results, args.device, samples=args.samples)
-            print(f"{name}: {made} rows")
-        except (DataError, pyprune.PyPruneError, ValueError) as error:
-            failed = 2
-            print(f"error: {name}: {error}", file=sys.stderr)
-    return failed
+    def measured(task: Task, args: argparse.Namespace) -> None:
+        print(f"{task.name}: {fill(task, args.results, args.device, samples=args.samples)} rows")
+
+    return over_tasks(__doc__, measured, arguments)
 
 
 if __name__ == "__main__":

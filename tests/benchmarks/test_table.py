@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.tasks import equal_time, results, run, table
+from benchmarks.tasks import equal_time, over_tasks, results, run, table
 from benchmarks.tasks.digits.task import Digits
 from benchmarks.tasks.task import Dense
 from pyprune.recovery.retraining import Retraining
@@ -81,8 +81,7 @@ def test_full_retraining_takes_as_long_as_rest(task, tmp_path, monkeypatch, caps
     path = tmp_path / "tasks.csv"
     monkeypatch.setattr(equal_time, "SIZES", (0.5,))
     monkeypatch.setattr(equal_time, "REST", {"layers": 1, "share": 1.0})
-    monkeypatch.setattr(equal_time, "find", lambda name: task)
-    monkeypatch.setattr(equal_time, "task_names", lambda: ["digits"])
+    monkeypatch.setattr(over_tasks, "find", lambda name: task)
     assert equal_time.main(["--task", "digits", "--samples", "8", "--threads", "1", "--results", str(path)]) == 0
     rest, full = results.read(path)
     assert rest.recovery.startswith("method=rest layers=1")
