@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pyprune
+from pyprune.capture.replay import reach
 from pyprune.core.batches import Samples
 from pyprune.core.budget import Budget
 from pyprune.core.errors import InputError
@@ -14,7 +15,7 @@ from pyprune.core.layers import matrix
 from pyprune.core.scores import Scores
 from pyprune.core.stages import Stages
 from pyprune.importance import CRITERIA
-from pyprune.importance.cost_curve import removals
+from pyprune.importance.cost_curve import removal
 from pyprune.models.adapter import adapter_for
 from pyprune.recipes import RECIPES, Flap, Kwon, LLMPruner, Surgeon
 from pyprune.slicing.slice import slice_
@@ -163,7 +164,14 @@ def test_first_order_scores_without_labels_are_told_to_be_chance():
     assert pyprune.score(classifier, labelled, recipe="llm_pruner").meta["cotangent"] == "labels"
 
 
-@pytest.mark.parametrize("recipe", [pyprune.Kwon(tuning="none", calibrate=True), pyprune.LFPR(calibrate=True)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pyprune.Kwon(tuning="none", calibrate=True),
+        pyprune.LFPR(calibrate=True),
+        pyprune.Kwon(calibrate=True, damping=0.1),
+    ],
+)
 @torch.no_grad()
 def test_calibrated_scores_add_up_to_what_is_lost_with_a_block(recipe):
     model = tiny_model("bert", "AutoModelForSequenceClassification", torch.float64)
@@ -173,13 +181,17 @@ def test_calibrated_scores_add_up_to_what_is_lost_with_a_block(recipe):
     scores = recipe.score(model, anatomy, samples, 0, Stages(True))
     plain = replace(recipe, calibrate=False).score(model, anatomy, samples, 0, Stages(True))
     for block in anatomy.blocks:
-        unit, highest = block.units, 0.0
+        unit, highest, projection = block.units, 0.0, model.get_submodule(block.projection)
+        gram = None
+        if recipe.tuning == "refit":
+            reads = [reach(model, block.projection, batch)[0].flatten(0, 1) for batch in samples.batches()]
+            gram = torch.cat(reads).T @ torch.cat(reads)
+        curve = removal(matrix(projection), plain.values[unit.name], unit.width, gram, recipe.damping)
         order = plain.values[unit.name].argsort(stable=True)
         assert torch.equal(scores.values[unit.name].argsort(stable=True), order)
-        for count in removals(unit.size):  # a part of the block may cost more than the whole: curves do not fall
+        for change in curve.updates:  # a part of the block may cost more than the whole: curves do not fall
             without, lost = copy.deepcopy(model), 0.0
-            channels = matrix(without.get_submodule(block.projection)).unflatten(1, (unit.size, unit.width))
-            channels[:, order[:count]] = 0
+            matrix(without.get_submodule(block.projection)).add_(change.T)
             for batch in samples.batches():
                 dense, says = (m(**batch.inputs).logits.log_softmax(-1) for m in (model, without))
                 lost += float((dense.exp() * (dense - says)).sum())
